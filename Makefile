@@ -1,0 +1,95 @@
+# Each target works as the first command on a machine that has git, make and Python >= 3.11.
+# Written for GNU make 3.81 (macOS) and any POSIX shell; paths are relative, so the checkout may lie anywhere.
+
+# Options of the targets. Assigned here, so that only make's command line sets them, never a stray
+# environment variable; exported, so that the shell quotes them and their text is never part of a command.
+SUB =
+TRACK =
+SEED =
+DATA =
+A =
+B =
+ARGS =
+export SUB TRACK SEED DATA A B ARGS
+
+# Options of the set-up, from the command line or the environment.
+# TORCH_INDEX: URL of the package index to take torch from. TRITON=1: install triton without a GPU too.
+TORCH_INDEX ?=
+TRITON ?=
+PYTHON ?= python3 python3.13 python3.12 python3.11 python
+export TORCH_INDEX TRITON
+
+VENV = .venv
+STAMP = $(VENV)/.stamp
+PY = $(VENV)/bin/python
+BENCH = $(PY) -m bench
+RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
+OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bench plan show diff verify leaderboard perf test test-slow lint lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## build .venv from requirements.lock and the torch pin [TORCH_INDEX= TRITON=1 PYTHON=]
+
+bench: $(STAMP) ## train, evaluate and record a recipe: SUB= [TRACK= SEED= DATA= ARGS=]
+	@$(BENCH) run $(RECIPE) $(OPTIONS)
+
+plan: $(STAMP) ## what a run would do, cost and need: SUB= [TRACK= ARGS=]
+	@$(BENCH) plan $(RECIPE) $(OPTIONS)
+
+show: $(STAMP) ## a recipe with its base resolved: SUB= [ARGS=]
+	@$(BENCH) show $(RECIPE) $(OPTIONS)
+
+diff: $(STAMP) ## what sets two recipes apart: A= B= [ARGS=]
+	@$(BENCH) diff "$${A:?name two recipes: A= and B=}" "$${B:?name two recipes: A= and B=}" $$ARGS
+
+verify: $(STAMP) ## check records against what they claim [ARGS=]
+	@$(BENCH) verify $$ARGS
+
+leaderboard: $(STAMP) ## rebuild the board from the records [ARGS=--check]
+	@$(BENCH) leaderboard $$ARGS
+
+perf: $(STAMP) ## measure this machine's speed [ARGS=]
+	@$(BENCH) perf $$ARGS
+
+test: $(STAMP) ## the tests, without the slow ones [ARGS=]
+	@$(PY) -m pytest -q -m "not slow" $$ARGS
+
+test-slow: $(STAMP) ## the slow tests [ARGS=]
+	@$(PY) -m pytest -q -m slow $$ARGS
+
+lint: $(STAMP) ## ruff and mypy --strict
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+# No index URL enters the lock: uv writes one only on request (--emit-index-url), so a lock serves any mirror.
+# --universal: one lock for Linux, macOS and Python >= 3.11; --fork-strategy fewest: one version for all of them.
+lock: ## resolve requirements.lock anew, with uv [ARGS=--upgrade]
+	@set -e; uv=$$(command -v uv) || { \
+	    tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	    python3 -m venv "$$tmp"; "$$tmp/bin/python" -m pip install --quiet uv; uv="$$tmp/bin/uv"; }; \
+	"$$uv" pip compile pyproject.toml requirements.in --extra dev --universal --python-version 3.11 \
+	    --fork-strategy fewest --generate-hashes --custom-compile-command "make lock" \
+	    --quiet --output-file requirements.lock $$ARGS >/dev/null
+
+clean: ## remove .venv and caches; data, runs and records stay
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A set-up option asks for a look even when the stamp is newer than the lock.
+ifneq ($(TORCH_INDEX)$(TRITON)$(filter command,$(origin PYTHON)),)
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): requirements.lock pyproject.toml setup_env.py
+	@for python in $(PYTHON); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        exec "$$python" setup_env.py --torch-index "$$TORCH_INDEX" $${TRITON:+--triton}; \
+	    fi; \
+	done; \
+	echo "error: none of these is Python 3.11 or newer: $(PYTHON)" >&2; \
+	echo "hint: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2

@@ -1,0 +1,150 @@
+"""A submission file: its chain of bases, resolved; its hash; and what sets it apart from another."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.errors import RecipeError
+from bench.spec.recipe import DESCRIPTIVE, Horizon, Recipe
+from bench.spec.toml import check_name, decode, faults, merge, problem_error, read_toml
+
+MAX_BASES = 8
+# A child's [horizon] replaces its base's: the fields exclude each other.
+EXCLUSIVE_TABLES = frozenset({"horizon"})
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """A recipe with its name and the canonical hash of what it does."""
+
+    name: str
+    recipe: Recipe
+    sha256: str
+
+
+def load(path: Path, folder: Path | None = None) -> Submission:
+    """The submission at `path`, bases resolved in `folder` (default: beside it).
+
+    Raises:
+        RecipeError: every problem of the file at once; a missing, cyclic or too long chain of bases.
+    """
+    name = check_name(path.stem, "submission")
+    data = _with_bases(path, folder or path.parent, (name,))
+    recipe = decode(data, Recipe, str(path))
+    problems = contradictions(recipe)
+    if problems:
+        raise problem_error(str(path), problems)
+    return Submission(name, recipe, method_sha256(recipe))
+
+
+def _with_bases(path: Path, folder: Path, chain: tuple[str, ...]) -> dict[str, Any]:
+    data = read_toml(path)
+    base = data.get("base")
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise problem_error(str(path), faults(data, Recipe, ""))
+    check_name(base, "base")
+    if base in chain:
+        raise RecipeError(f"{path}: bases go in a circle: {' -> '.join((*chain, base))}", "remove one base")
+    if len(chain) > MAX_BASES:
+        raise RecipeError(f"{path}: more than {MAX_BASES} bases: {' -> '.join((*chain, base))}", "flatten the chain")
+    under = _with_bases(folder / f"{base}.toml", folder, (*chain, base))
+    under = {key: value for key, value in under.items() if key not in ("title", "notes", "links")}
+    return merge(under, data, EXCLUSIVE_TABLES)
+
+
+def contradictions(recipe: Recipe) -> list[str]:
+    """What each field allows alone but not together."""
+    problems = []
+    given = [field for field in Horizon.__struct_fields__ if getattr(recipe.horizon, field) is not None]
+    if len(given) != 1:
+        what = "none is" if not given else f"{' and '.join(given)} are"
+        problems.append(f"horizon: exactly one of {', '.join(Horizon.__struct_fields__)} must be given, {what}")
+    model = recipe.model
+    width = -(-model.depth * model.aspect_ratio // model.head_dim) * model.head_dim
+    heads = width // model.head_dim
+    if heads % model.kv_group:
+        problems.append(f"model.kv_group = {model.kv_group}: does not divide the {heads} heads")
+    for field in ("ve_gate_channels", "smear_channels"):
+        if getattr(model, field) > width:
+            problems.append(f"model.{field} = {getattr(model, field)}: more than the width, {width}")
+    return problems
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte string of a value: JSON with sorted keys."""
+    return msgspec.json.encode(msgspec.to_builtins(value), order="deterministic")
+
+
+def sha256(value: Any) -> str:
+    """Hash of the canonical bytes."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def method(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without its descriptive fields."""
+    return {key: value for key, value in msgspec.to_builtins(recipe).items() if key not in DESCRIPTIVE}
+
+
+def method_sha256(recipe: Recipe) -> str:
+    """Hash of what the recipe does; its title and notes do not change it."""
+    return sha256(method(recipe))
+
+
+def flatten(table: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Dotted field -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat
+
+
+def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """(field, value in a, value in b) of every field of the method that differs, in the schema's order."""
+    flat_a, flat_b = flatten(method(a)), flatten(method(b))
+    fields = list(flat_a) + [field for field in flat_b if field not in flat_a]
+    return [(f, flat_a.get(f), flat_b.get(f)) for f in fields if flat_a.get(f) != flat_b.get(f)]
+
+
+def short_name(recipe: Recipe, base: Recipe | None = None) -> str:
+    """What sets the recipe apart from `base` (default: the defaults), e.g. `d22+warmdown 0.85+ratio 12`."""
+    base = base or Recipe()
+    parts = [f"d{recipe.model.depth}"] if base.model.depth != recipe.model.depth else []
+    for field, _, value in differences(base, recipe):
+        label = LABELS.get(field)
+        if label and value is not None:
+            parts.append(_label(label, value))
+    return "+".join(parts) or f"d{recipe.model.depth}"
+
+
+def _label(label: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return label if value else f"no {label}"
+    return f"{label} {value:g}" if isinstance(value, (int, float)) else f"{label} {value}"
+
+
+# Fields that appear in a short name, and how; depth comes first and has no label.
+LABELS = {
+    "schedule.warmdown_ratio": "warmdown",
+    "schedule.warmdown_shape": "warmdown",
+    "schedule.final_lr_fraction": "final LR",
+    "schedule.warmup_steps": "warmup",
+    "horizon.param_data_ratio": "ratio",
+    "batch.tokens": "batch",
+    "optimizer.muon.lr": "Muon LR",
+    "optimizer.muon.normuon_beta2": "NorMuon",
+    "optimizer.muon.weight_decay": "WD",
+    "model.window_pattern": "window",
+    "model.value_embeddings": "value embeddings",
+    "model.kv_group": "GQA",
+    "model.smear": "smear",
+    "model.backout": "backout",
+    "model.softcap": "softcap",
+    "model.head_dim": "head",
+    "model.aspect_ratio": "aspect",
+    "precision.compute": "",
+}

@@ -1,0 +1,73 @@
+"""The shape of one model, resolved: what `GPT` is built from and what FLOPs and parameters are counted from.
+
+The plan derives it from a recipe; nothing here is a default of the benchmark. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+# The vocabulary is padded to a multiple of this, so that the head's GEMM has aligned rows.
+VOCAB_MULTIPLE = 64
+
+
+class InitConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Scales of the initial weights (nanochat's Run 6, with smear and backout filled; reference: PR #807's fix)."""
+
+    wte_std: float
+    lm_head_std: float
+    c_fc_scale: float  # times the 1/sqrt(width) of the other matrices
+    ve_gate_max: float  # gates start uniform in [0, ve_gate_max]
+    smear_gate_max: float
+    smear_lambda: float
+    backout_lambda: float
+    resid_lambda_first: float  # per-layer scalars run linearly from the first to the last layer
+    resid_lambda_last: float
+    x0_lambda_first: float
+    x0_lambda_last: float
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Every number the forward pass depends on. Units: tokens for lengths, elements for sizes."""
+
+    depth: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int  # tokens the tokenizer knows; logits exist for these only
+    vocab_padded: int
+    sequence_length: int
+    window_sizes: tuple[int, ...]  # keys to the left that a query sees, one a layer; >= sequence_length is full
+    rope_base: float
+    qk_scale: float
+    softcap: float  # 0 = off
+    value_embedding_layers: tuple[int, ...]
+    ve_gate_channels: int
+    ve_gate_range: float
+    smear_channels: int  # 0 = no smear
+    backout_layer: int  # -1 = no backout
+    init: InitConfig
+
+    @property
+    def kv_width(self) -> int:
+        """Width of keys and values: all their heads together."""
+        return self.num_kv_heads * self.head_dim
+
+
+def padded_vocab(vocab_size: int) -> int:
+    """The vocabulary rounded up to `VOCAB_MULTIPLE`."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def window_sizes(pattern: str, depth: int, sequence_length: int, short_window: int) -> tuple[int, ...]:
+    """One window a layer: `pattern` ("S" short, "L" long) tiled over the depth, the last layer always long."""
+    sizes = [short_window if pattern[i % len(pattern)] == "S" else sequence_length for i in range(depth)]
+    return (*sizes[:-1], sequence_length)
+
+
+def value_embedding_layers(placement: str, depth: int) -> tuple[int, ...]:
+    """Layers that own a value embedding: every second one counted from the last ("alternate"), or none."""
+    if placement == "none":
+        return ()
+    return tuple(i for i in range(depth) if (depth - 1 - i) % 2 == 0)

@@ -1,0 +1,48 @@
+"""Parameters by group and training FLOPs a token. Imports no torch; equal to the built model's in a test."""
+
+from __future__ import annotations
+
+from model.config import ModelConfig
+
+MLP_EXPANSION = 4
+
+
+def parameters(config: ModelConfig) -> dict[str, int]:
+    """Number of parameters a group; groups are the optimizer's."""
+    width, kv_width, vocab = config.width, config.kv_width, config.vocab_padded
+    attention = 2 * width * width + 2 * width * kv_width
+    mlp = 2 * MLP_EXPANSION * width * width
+    gates = len(config.value_embedding_layers) * config.num_kv_heads * config.ve_gate_channels
+    smear = config.smear_channels + 1 if config.smear_channels else 0
+    return {
+        "wte": vocab * width,
+        "value_embeds": len(config.value_embedding_layers) * vocab * kv_width,
+        "lm_head": vocab * width,
+        "matrices": config.depth * (attention + mlp) + gates,
+        "scalars": 2 * config.depth + smear + (config.backout_layer >= 0),
+    }
+
+
+def scaling_parameters(config: ModelConfig) -> int:
+    """The N of tokens = ratio x N: transformer matrices and head (nanochat dev/LOG.md, 27 January 2026)."""
+    groups = parameters(config)
+    return groups["matrices"] + groups["lm_head"]
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Parameters that multiply the token stream; embeddings are look-ups and scalars are free."""
+    return scaling_parameters(config) + config.smear_channels
+
+
+def attention_flops_per_token(config: ModelConfig) -> int:
+    """Forward and backward of q k^T and p v: 12 x heads x head_dim x keys (PaLM, arXiv 2204.02311, appendix B).
+
+    Keys are the window without the causal half, as nanochat and PaLM count, so MFU compares with theirs.
+    """
+    keys = sum(min(window, config.sequence_length) for window in config.window_sizes)
+    return 12 * config.num_heads * config.head_dim * keys
+
+
+def flops_per_token(config: ModelConfig) -> int:
+    """Training FLOPs a token: 6 a matmul parameter (2 forward, 4 backward) plus attention."""
+    return 6 * matmul_parameters(config) + attention_flops_per_token(config)
