@@ -16,22 +16,14 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.choices import rows_per_chunk
 from kernels.reference import accumulation_dtype, softcap_logits
-
-# Elements of a chunk's logits: 8 MB in bf16 stays in the last-level cache of a CPU and is large enough for the
-# read-modify-write of the head's gradient, 8 V D bytes a chunk, not to count.
-CHUNK_ELEMENTS = 4 * 2**20
 
 # e^z of a capped logit needs no shift while it and its row sums are far from overflow in bf16 and float32.
 LARGEST_UNSHIFTED_SOFTCAP = 40.0
-
-
-def rows_per_chunk(num_rows: int, vocab_size: int) -> int:
-    """Largest power of two of rows whose logits fit `CHUNK_ELEMENTS`, at least 128, at most the rows there are."""
-    fitting = 1 << (max(CHUNK_ELEMENTS // vocab_size, 1).bit_length() - 1)
-    return max(min(max(fitting, 128), num_rows), 1)
 
 
 def _exponentials(logits_CV: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,15 +39,30 @@ def _exponentials(logits_CV: Tensor, softcap: float) -> tuple[Tensor, Tensor, Te
         e_CV = (raw_CV - shift_C[:, None]).exp()
         return shift_C, e_CV.sum(1), e_CV.to(logits_CV.dtype)
     q_CV = 1.0 / (1.0 + (raw_CV * (2.0 / softcap)).exp())
-    shift = 0.0 if softcap <= LARGEST_UNSHIFTED_SOFTCAP and logits_CV.dtype != torch.float16 else softcap
-    e_CV = (softcap - shift - 2.0 * softcap * q_CV).exp()
+    z_CV = softcap - 2.0 * softcap * q_CV
+    if softcap <= LARGEST_UNSHIFTED_SOFTCAP and logits_CV.dtype != torch.float16:
+        shift_C, e_CV = raw_CV.new_zeros(raw_CV.shape[:1]), z_CV.exp()
+    else:  # the cap itself is no shift: a row whose logits are all near -softcap would sum to 0
+        shift_C = z_CV.amax(1)
+        e_CV = (z_CV - shift_C[:, None]).exp()
     slope_CV = 4.0 * q_CV * (1.0 - q_CV)
-    return raw_CV.new_full(raw_CV.shape[:1], shift), e_CV.sum(1), (e_CV * slope_CV).to(logits_CV.dtype)
+    return shift_C, e_CV.sum(1), (e_CV * slope_CV).to(logits_CV.dtype)
 
 
 @cache
-def _row_function(compiled: bool) -> Callable[[Tensor, float], tuple[Tensor, Tensor, Tensor]]:
-    return torch.compile(_exponentials, dynamic=False, fullgraph=True) if compiled else _exponentials
+def _compiled_pass() -> Callable[[Tensor, float], tuple[Tensor, Tensor, Tensor]]:
+    return torch.compile(_exponentials, dynamic=False, fullgraph=True)
+
+
+def _one_pass(logits_CV: Tensor, softcap: float, compiled: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """`_exponentials`; compiled for one number of rows and one grad mode only, so a last short chunk is padded."""
+    if not compiled:
+        return _exponentials(logits_CV, softcap)
+    num_rows = logits_CV.shape[0]
+    padded_CV = F.pad(logits_CV, (0, 0, 0, rows_per_chunk(logits_CV.shape[1]) - num_rows))
+    with torch.no_grad():
+        shift_C, sum_C, e_CV = _compiled_pass()(padded_CV, softcap)
+    return shift_C[:num_rows], sum_C[:num_rows], e_CV[:num_rows]
 
 
 def _chunk(
@@ -65,20 +72,20 @@ def _chunk(
     logits_CV = hidden_CD @ weight_VD.T
     safe_targets_C1 = targets_C.clamp_min(0)[:, None]
     raw_C = logits_CV.gather(1, safe_targets_C1)[:, 0].to(accumulation_dtype(logits_CV))
-    shift_C, sum_C, gradient_CV = _row_function(compiled)(logits_CV, softcap)
+    shift_C, sum_C, gradient_CV = _one_pass(logits_CV, softcap, compiled)
     z_C = softcap_logits(raw_C, softcap)
     slope_C = 1.0 - torch.tanh(raw_C / softcap).square() if softcap else 1.0
     at_target_C = ((z_C - shift_C).exp() - sum_C) * slope_C
     rows_C = torch.arange(targets_C.shape[0], device=targets_C.device)
     gradient_CV.index_put_((rows_C, safe_targets_C1[:, 0]), at_target_C.to(gradient_CV.dtype))
-    loss_C = torch.where(targets_C >= 0, shift_C + sum_C.log() - z_C, 0.0)
+    loss_C = torch.where(targets_C >= 0, sum_C.log() - (z_C - shift_C), 0.0)
     return loss_C, sum_C, gradient_CV
 
 
 @torch.library.custom_op("speedrun::linear_cross_entropy_losses", mutates_args=())
 def _losses_op(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float, compiled: bool) -> Tensor:
     weight = weight_VD.to(hidden_ND.dtype)
-    size = rows_per_chunk(hidden_ND.shape[0], weight_VD.shape[0])
+    size = rows_per_chunk(weight_VD.shape[0])
     loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=accumulation_dtype(hidden_ND))
     for start in range(0, hidden_ND.shape[0], size):
         rows = slice(start, start + size)
@@ -97,7 +104,7 @@ def _gradients_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sum(upstream * loss) and its gradients: hidden [N, D] in its dtype, head [V, D] in that of the master."""
     weight = weight_VD.to(hidden_ND.dtype)
-    size = rows_per_chunk(hidden_ND.shape[0], weight_VD.shape[0])
+    size = rows_per_chunk(weight_VD.shape[0])
     total = upstream_N.new_zeros(())
     grad_hidden_ND = torch.empty_like(hidden_ND)
     grad_weight_VD = torch.zeros_like(weight_VD)

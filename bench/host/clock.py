@@ -62,7 +62,7 @@ class Ledger:
         self.synchronize = synchronize
         self._clock = clock
         self._seconds = dict.fromkeys(CATEGORIES, 0.0)
-        self._seconds["import"] = import_s
+        self._seconds["import"] = self._import_s = import_s
         self._open = ["other"]
         self._begun = self._mark = clock()
         self._is_closed = False
@@ -73,17 +73,21 @@ class Ledger:
         return cls(import_s=process_age_s())
 
     @contextmanager
-    def span(self, category: str) -> Iterator[None]:
-        """Charge the time inside to `category`; an exception passing through closes the span as well."""
+    def span(self, category: str, *, synchronized: bool = True) -> Iterator[None]:
+        """Charge the time inside to `category`; an exception passing through closes the span as well.
+
+        `synchronized=False` leaves the device running: for a wait of the host inside a step, whose device time
+        belongs to the step.
+        """
         assert category in CATEGORIES, f"no such ledger category: {category}"
         assert not self._is_closed, "the ledger is closed"
-        self._charge()
+        self._charge(synchronized)
         self._open.append(category)
         try:
             yield
         finally:
             try:
-                self._charge()
+                self._charge(synchronized)
             finally:
                 self._open.pop()
 
@@ -97,13 +101,14 @@ class Ledger:
         """Seconds of every category, and `wall_s`: the process's age, read apart from them."""
         assert not self._is_closed, "the ledger is closed"
         assert len(self._open) == 1, f"ledger closed inside span {self._open[-1]}"
-        self._charge()
+        self._charge(True)
         self._is_closed = True
-        return {**self._seconds, "wall_s": self._seconds["import"] + self._mark - self._begun}
+        return {**self._seconds, "wall_s": self._import_s + self._mark - self._begun}
 
-    def _charge(self) -> None:
+    def _charge(self, synchronized: bool) -> None:
         try:
-            self.synchronize()
+            if synchronized:
+                self.synchronize()
         finally:  # a device that fails must not lose the time until it failed
             now = self._clock()
             self._seconds[self._open[-1]] += now - self._mark

@@ -25,6 +25,7 @@ class KnownDevice(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     class_name: str = msgspec.field(name="class")
     num_sms: int | None = None
     power_limit_w: float | None = None
+    memory_bytes: int | None = None
     source: str
     flops_per_s: dict[str, float]
 
@@ -45,6 +46,11 @@ class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 def known_device(name: str) -> KnownDevice | None:
     """The entry whose pattern matches this whole device name."""
     return next((device for device in _devices() if re.fullmatch(device.name, name)), None)
+
+
+def device_of_class(class_name: str) -> KnownDevice | None:
+    """The entry of this class name, such as H100."""
+    return next((device for device in _devices() if device.class_name == class_name), None)
 
 
 def declared_peak(facts: MachineFacts, dtype: str, *, num_devices: int | None = None) -> Peak | None:

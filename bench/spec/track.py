@@ -53,11 +53,11 @@ class Track(Table):
     title: Annotated[str, Meta(max_length=120)]
     says: Annotated[str, Meta(max_length=600)]  # what a result means
     says_not: Annotated[str, Meta(max_length=600)]  # what it does not mean
-    rules: Annotated[int, Meta(ge=1)] = 1
     size: Count  # orders the tracks of a class: the largest a machine meets is its default
     score: Score
     hardware: Hardware
     seeds: Seeds
+    rules: Annotated[int, Meta(ge=1)] = 1
     limits: Limits = Limits()
     scale: dict[str, Any] = {}
 

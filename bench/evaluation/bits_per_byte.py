@@ -1,0 +1,93 @@
+"""Bits per byte of the validation text, by two definitions; the harness scores, the model only predicts.
+
+`bpb-documents-v1`: every byte of a fixed list of documents is scored once; a document is its own row or rows, so the
+value does not depend on batch, packing, world size or the tokenizer's byte table. `bpb-bestfit-v1`: nanochat's own,
+over best-fit packed rows, for comparison with published figures only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import msgspec
+import torch
+from torch import Tensor
+
+from bench.data.prepared import Prepared
+from bench.data.validation import bestfit_batches, document_rows
+from model.gpt import GPT
+
+DOCUMENTS_METRIC = "bpb-documents-v1"
+BESTFIT_METRIC = "bpb-bestfit-v1"
+
+
+class BitsPerByte(msgspec.Struct, frozen=True, kw_only=True):
+    """One evaluation: nats in float64 over bytes counted from raw text."""
+
+    metric_id: str
+    value: float
+    nats: float
+    num_bytes: int
+    num_tokens: int
+
+
+def _token_losses(model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Nats of each target, [B, T] float64 on the CPU; 0 where the target is -1."""
+    hidden_BTD = model(inputs_BT)
+    loss_N = model.kernels.linear_cross_entropy(
+        hidden_BTD.flatten(0, 1),
+        model.head_weight(),
+        targets_BT.flatten(),
+        softcap=model.config.softcap,
+        reduction="none",
+    )
+    return loss_N.view(targets_BT.shape).cpu().double()  # in this order: MPS has no float64
+
+
+@torch.no_grad()
+def documents_bpb(
+    model: GPT, prepared: Prepared, rows: int, device: torch.device, progress: Callable[[int], None] | None = None
+) -> BitsPerByte:
+    """`bpb-documents-v1`.
+
+    Args:
+        rows: rows at once; the value does not depend on it.
+        progress: called with the documents' rows done so far.
+    """
+    nats, tokens = 0.0, 0
+    for index, batch in enumerate(document_rows(prepared, model.config.sequence_length, rows, bucket=True)):
+        inputs = torch.from_numpy(batch.inputs).to(device)
+        targets = torch.from_numpy(batch.targets)
+        nats += float(_token_losses(model, inputs, targets.to(device)).sum())
+        tokens += int((targets >= 0).sum())
+        if progress is not None:
+            progress((index + 1) * rows)
+    num_bytes = prepared.facts.validation.text_bytes
+    return BitsPerByte(
+        metric_id=DOCUMENTS_METRIC,
+        value=nats / (math.log(2.0) * num_bytes),
+        nats=nats,
+        num_bytes=num_bytes,
+        num_tokens=tokens,
+    )
+
+
+@torch.no_grad()
+def bestfit_bpb(model: GPT, prepared: Prepared, rows: int, num_tokens: int, device: torch.device) -> BitsPerByte:
+    """`bpb-bestfit-v1` over whole batches of about `num_tokens`; special tokens count neither nats nor bytes."""
+    nats, num_bytes, tokens = 0.0, 0, 0
+    byte_lengths = torch.from_numpy(prepared.byte_lengths.copy())
+    for batch in bestfit_batches(prepared, model.config.sequence_length, rows, num_tokens):
+        inputs, targets = torch.from_numpy(batch.inputs).to(device), torch.from_numpy(batch.targets)
+        counted = byte_lengths[targets] > 0
+        nats += float(_token_losses(model, inputs, targets.to(device))[counted].sum())
+        num_bytes += batch.num_bytes
+        tokens += int(counted.sum())
+    return BitsPerByte(
+        metric_id=BESTFIT_METRIC,
+        value=nats / (math.log(2.0) * num_bytes) if num_bytes else math.inf,
+        nats=nats,
+        num_bytes=num_bytes,
+        num_tokens=tokens,
+    )

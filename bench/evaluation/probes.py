@@ -1,0 +1,108 @@
+"""Probes that run with every evaluation: is what was scored a causal, normalised, frozen probability model?"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import torch
+from torch import Tensor
+
+from bench.errors import VerificationFailed
+from model.gpt import GPT
+
+# Positions of the probe's rows; enough for windows, cheap on a CPU.
+PROBE_TOKENS = 64
+PROBE_ROWS = 2
+# A batch-invariant GEMM would give equality; a change that leaks a token moves logits by far more than this.
+CAUSALITY_TOLERANCE = 1e-3
+NORMALISATION_TOLERANCE = 1e-4
+
+
+class Probes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the probes measured; each is below its tolerance or the evaluation failed."""
+
+    causality_max_change: float
+    normalisation_max_error: float
+    loss_max_error: float
+    weights_sha256: str
+
+
+def weights_sha256(model: GPT) -> str:
+    """Hash of all parameters, by name and bytes."""
+    digest = hashlib.sha256()
+    for name, param in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(param.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def probe(model: GPT, device: torch.device, seed: int) -> Probes:
+    """Run all probes on random tokens.
+
+    Raises:
+        VerificationFailed: a later token changes an earlier logit, probabilities do not sum to 1, or the loss is not
+            that of the model's own logits.
+    """
+    vocab = model.config.vocab_size
+    T = min(PROBE_TOKENS, model.config.sequence_length)
+    generator = torch.Generator().manual_seed(seed)
+    tokens_BT = torch.randint(vocab, (PROBE_ROWS, T), generator=generator)
+    flip = int(torch.randint(1, T, (1,), generator=generator))
+    changed_BT = tokens_BT.clone()
+    changed_BT[:, flip:] = (changed_BT[:, flip:] + 1 + flip) % vocab
+    logits_BTV = _logits(model, tokens_BT, device)
+    later_BTV = _logits(model, changed_BT, device)
+    log_probabilities_BTV = logits_BTV.double().log_softmax(-1)
+    result = Probes(
+        causality_max_change=float((logits_BTV[:, :flip] - later_BTV[:, :flip]).abs().max()),
+        normalisation_max_error=float(log_probabilities_BTV.exp().sum(-1).sub(1.0).abs().max()),
+        loss_max_error=_loss_error(model, tokens_BT, log_probabilities_BTV, device),
+        weights_sha256=weights_sha256(model),
+    )
+    _check(result, flip, bool((logits_BTV[:, flip:] != later_BTV[:, flip:]).any()))
+    return result
+
+
+def _logits(model: GPT, tokens_BT: Tensor, device: torch.device) -> Tensor:
+    return model.logits(model(tokens_BT.to(device))).float().cpu()
+
+
+def _loss_error(model: GPT, tokens_BT: Tensor, log_probabilities_BTV: Tensor, device: torch.device) -> float:
+    """Largest difference between the loss the run is scored by and -log p of the logits."""
+    targets_BT = tokens_BT.roll(-1, dims=1)
+    scored_N = model.kernels.linear_cross_entropy(
+        model(tokens_BT.to(device)).flatten(0, 1),
+        model.head_weight(),
+        targets_BT.flatten().to(device),
+        softcap=model.config.softcap,
+        reduction="none",
+    )
+    expected_N = -log_probabilities_BTV.gather(-1, targets_BT[..., None]).flatten()
+    return float((scored_N.cpu().double() - expected_N).abs().max())
+
+
+def _check(probes: Probes, flip: int, any_later_change: bool) -> None:
+    if not probes.causality_max_change <= CAUSALITY_TOLERANCE:
+        raise VerificationFailed(
+            f"not causal: tokens from {flip} on change earlier logits by {probes.causality_max_change:.3g}",
+            "the score of a model that sees its target is void; look at attention masks and shifts",
+        )
+    if not any_later_change:
+        raise VerificationFailed("the logits do not depend on the tokens at all", "the model predicts a constant")
+    if not probes.normalisation_max_error <= NORMALISATION_TOLERANCE:
+        raise VerificationFailed(
+            f"probabilities sum to 1 only within {probes.normalisation_max_error:.3g}", "logits are not finite"
+        )
+    if not probes.loss_max_error <= 1e-2:
+        raise VerificationFailed(
+            f"the loss differs from -log p of the logits by {probes.loss_max_error:.3g} nats",
+            "the fused loss and the model disagree: run the kernel tests",
+        )
+
+
+def check_frozen(before: str, after: str) -> None:
+    """Raise unless the weights' hash is the same on both sides of an evaluation."""
+    if before != after:
+        raise VerificationFailed("the weights changed during evaluation", "an evaluation must not train")

@@ -1,0 +1,133 @@
+"""This machine, or the one a track declares, as a plan needs it; and the training rates measured here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from bench.errors import PlanRefused
+from bench.host.machine import MachineFacts, hardware_class
+from bench.host.mps import mps_refusals
+from bench.host.peaks import device_of_class, known_device
+from bench.spec.plan import Plan, PlanMachine
+from bench.spec.track import NamedTrack
+
+# Share of the declared peak a training step is predicted to reach before one was measured: nanochat's published runs
+# reach 50 to 59 % on 8xH100 at d24 (README table at 92d63d4); smaller models less.
+PREDICTED_MFU = 0.45
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """Measured training rates of this machine in FLOP/s, by device, dtype and depth."""
+
+    flops_per_s: dict[str, float] = {}
+
+
+def rate_key(device_name: str, dtype: str, depth: int) -> str:
+    """The key of a measured rate."""
+    return f"{device_name}/{dtype}/d{depth}"
+
+
+def read_rates(path: Path) -> Rates:
+    """The rates file, or none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Rates)
+    except (OSError, msgspec.DecodeError):  # a cache: what cannot be read is measured again
+        return Rates()
+
+
+def remember_rate(path: Path, key: str, flops_per_s: float) -> None:
+    """Keep the newest rate of a run."""
+    rates = Rates({**read_rates(path).flops_per_s, key: flops_per_s})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(msgspec.json.encode(rates))
+    part.replace(path)
+
+
+def plan_machine(facts: MachineFacts, track: NamedTrack, dtype: str, depth: int, rates: Rates) -> PlanMachine:
+    """The machine to plan for: this one where it is of the track's class, else the class as declared."""
+    machine_class = hardware_class(facts)
+    if machine_class != track.track.hardware.machine_class:
+        declared = _declared_machine(machine_class, track, dtype)
+        if declared is not None:
+            return declared
+    measured = rates.flops_per_s.get(rate_key(facts.device_name, dtype, depth))
+    known = known_device(facts.device_name)
+    declared_rate = known.flops_per_s.get(dtype) if known else None
+    rate, source = None, "no rate: nothing was run here yet and no peak is declared"
+    if measured is not None:
+        rate, source = measured, "measured here by the last run of this depth"
+    elif declared_rate is not None:
+        rate = PREDICTED_MFU * declared_rate * facts.device_count
+        source = f"{PREDICTED_MFU:.0%} of the declared {dtype} peak"
+    return PlanMachine(
+        device_kind=facts.device_kind,
+        device_name=facts.device_name,
+        device_count=facts.device_count,
+        machine_class=machine_class,
+        device_memory_bytes=facts.device_memory_bytes,
+        flops_per_s=rate,
+        rate_source=source,
+        compile_refusal="the Metal backend of torch.compile is a prototype" if facts.device_kind == "mps" else "",
+    )
+
+
+def _declared_machine(machine_class: str, track: NamedTrack, dtype: str) -> PlanMachine | None:
+    hardware = track.track.hardware
+    match = re.fullmatch(r"([0-9]+)x(.+)", hardware.machine_class)
+    device = device_of_class(match[2]) if match else None
+    if match is None or device is None or device.memory_bytes is None:
+        return None
+    rate = device.flops_per_s.get(dtype)
+    return PlanMachine(
+        device_kind=hardware.device_kind,
+        device_name=f"{match[2]} as declared",
+        device_count=int(match[1]),
+        machine_class=machine_class,
+        device_memory_bytes=device.memory_bytes,
+        flops_per_s=PREDICTED_MFU * rate * int(match[1]) if rate else None,
+        rate_source=f"{PREDICTED_MFU:.0%} of the declared {dtype} peak",
+    )
+
+
+def device_refusals(plan: Plan, facts: MachineFacts, environment: Mapping[str, str]) -> list[str]:
+    """What this device would compute wrongly or not at all, before anything is downloaded."""
+    if facts.device_kind != "mps" or plan.machine.device_kind != "mps":
+        return []
+    return mps_refusals(
+        torch_version=facts.versions.get("torch", "0.0"),
+        macos_version=facts.os_version,
+        environment=environment,
+        world_size=plan.world_size,
+        micro_batch_tokens=plan.device_sequences * plan.model.sequence_length,
+        sequence_length=plan.model.sequence_length,
+        vocab=plan.vocab_padded,
+        width=plan.width,
+        heads=plan.heads,
+        head_dim=plan.model.head_dim,
+        dtype=plan.recipe.precision.compute,
+    )
+
+
+def default_track(own: NamedTrack | None, tracks: list[NamedTrack], facts: MachineFacts) -> tuple[NamedTrack, str]:
+    """The track a recipe runs on here, and a sentence when it is not the recipe's own.
+
+    Args:
+        tracks: all, smallest first.
+    """
+    machine_class = hardware_class(facts)
+    if own is not None and own.track.hardware.machine_class == machine_class:
+        return own, ""
+    fitting = [named for named in tracks if named.track.hardware.machine_class == machine_class]
+    if not fitting:
+        raise PlanRefused(
+            f"no track for a machine of class {machine_class}",
+            "`--device cpu` runs on its processor; leaderboard/tracks/ shows how to add a track",
+        )
+    chosen = fitting[-1]
+    needed = own.track.hardware.machine_class if own else "unknown"
+    return chosen, f"this machine is {machine_class}, track {own.name if own else '?'} needs {needed}: on {chosen.name}"

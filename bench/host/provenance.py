@@ -1,0 +1,39 @@
+"""Which code runs: the commit, and a hash of what differs from it. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+# What decides a measurement; records, plots and documents may change without changing it.
+CODE = ("bench", "kernels", "model", "leaderboard/tracks", "pyproject.toml", "requirements.lock")
+
+
+class Provenance(NamedTuple):
+    """`commit` is "unknown" outside a checkout; `dirty_sha256` is "" when the code is the commit's."""
+
+    commit: str
+    dirty_sha256: str
+
+
+def provenance(root: Path) -> Provenance:
+    """Commit and dirty hash of the checkout at `root`."""
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return Provenance("unknown", "")
+    changed = _git(root, "diff", "HEAD", "--", *CODE) or b""
+    untracked = (_git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE) or b"").decode().split("\n")
+    digest = hashlib.sha256(changed)
+    files = sorted(name for name in untracked if name)
+    for name in files:
+        digest.update(name.encode() + b"\0" + (root / name).read_bytes())
+    return Provenance(commit.decode().strip(), digest.hexdigest() if changed or files else "")
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None

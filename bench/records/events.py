@@ -1,0 +1,97 @@
+"""The event log of a run: one JSON line an event, each chained to the one before by its hash. Imports no torch.
+
+Keys follow MLPerf's logging where it has one (run_start, run_stop, eval_accuracy), so an exporter is short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.errors import DataError, VerificationFailed
+
+GENESIS = "0" * 64
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line: `hash` is SHA-256 of the previous line's hash and this line's canonical JSON without it."""
+
+    key: str
+    time_s: float
+    value: dict[str, Any]
+    hash: str
+
+
+def chained(previous_hash: str, key: str, time_s: float, value: dict[str, Any]) -> Event:
+    """The event that follows `previous_hash`."""
+    body = msgspec.json.encode({"key": key, "time_s": time_s, "value": value}, order="deterministic")
+    return Event(key=key, time_s=time_s, value=value, hash=hashlib.sha256(previous_hash.encode() + body).hexdigest())
+
+
+class EventLog:
+    """Appends events to a file; every line is on the disk when `append` returns to its caller's next checkpoint.
+
+    Args:
+        path: created if absent.
+        resume_at: (bytes, tip) of the log at the checkpoint a resumed run continues from; what follows is dropped.
+    """
+
+    def __init__(self, path: Path, resume_at: tuple[int, str] | None = None) -> None:
+        self.path = path
+        self.tip = GENESIS
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("r+b" if resume_at else "wb")
+            if resume_at:
+                self._file.truncate(resume_at[0])
+                self._file.seek(resume_at[0])
+                self.tip = resume_at[1]
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}", "the runs folder must be writable") from error
+
+    @property
+    def num_bytes(self) -> int:
+        """Length so far."""
+        return self._file.tell()
+
+    def append(self, key: str, time_s: float, **value: Any) -> None:
+        """Add one event."""
+        event = chained(self.tip, key, round(time_s, 6), value)
+        try:
+            self._file.write(msgspec.json.encode(event, order="deterministic") + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}", "free disk space and run with --resume") from error
+        self.tip = event.hash
+
+    def sync(self) -> None:
+        """Force everything to the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        self._file.close()
+
+
+def read_events(data: bytes, source: str) -> Iterator[Event]:
+    """Events of a log, each checked against the chain.
+
+    Raises:
+        VerificationFailed: the first line that is damaged, dropped, reordered or altered.
+    """
+    tip = GENESIS
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            event = msgspec.json.decode(line, type=Event)
+        except msgspec.DecodeError as error:
+            raise VerificationFailed(f"{source}:{number}: not an event: {error}", "the log was edited or cut") from error
+        if chained(tip, event.key, event.time_s, event.value).hash != event.hash:
+            raise VerificationFailed(f"{source}:{number}: breaks the hash chain", "the log was edited or cut")
+        tip = event.hash
+        yield event

@@ -1,0 +1,191 @@
+"""The record: one seeded run, measured, as immutable JSON. Imports no torch.
+
+Every figure the board shows is a function of these fields. Sizes are bytes, times seconds, energy joules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA = 1
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the record's parts."""
+
+
+class Identity(Part, frozen=True, kw_only=True):
+    """What was run: names and hashes of recipe, plan, track and code."""
+
+    recipe: str
+    recipe_short: str  # what sets it apart from its base
+    recipe_title: str
+    recipe_sha256: str
+    recipe_resolved: dict[str, Any]
+    own_track: str
+    track: str
+    track_sha256: str
+    track_fields: list[str]  # recipe fields that the track set
+    rules: int
+    plan_sha256: str
+    seed_index: int
+    seed: int
+    git_commit: str
+    git_dirty_sha256: str  # "" when the checkout is clean
+    image_digest: str  # "" outside a container
+
+
+class Machine(Part, frozen=True, kw_only=True):
+    """Where it ran."""
+
+    machine_class: str
+    facts: dict[str, Any]
+    settings: dict[str, str]
+    load_average: float
+    num_competing_processes: int
+
+
+class DataUsed(Part, frozen=True, kw_only=True):
+    """Which text, by hash."""
+
+    dataset: str
+    corpus_sha256: str
+    files: list[tuple[str, int, str]]  # name, bytes, sha256: those of the corpus, in order
+    tokenizer_sha256: str
+    vocab_size: int
+    validation_sha256: str
+    validation_bytes: int
+    validation_documents: int
+    duplicates_removed: int
+    shingle_overlap: float
+    train_tokens_available: int
+    train_tokens_unique: int
+    epochs: float
+
+
+class Shape(Part, frozen=True, kw_only=True):
+    """What was trained, and how long."""
+
+    depth: int
+    width: int
+    parameters: dict[str, int]
+    parameters_total: int
+    scaling_parameters: int
+    sequence_length: int
+    steps: int
+    batch_tokens: int
+    tokens: int
+    device_sequences: int
+    accumulation: int
+    world_size: int
+    flops_per_token: int
+    total_flops: float
+    param_data_ratio: float
+    compute_dtype: str
+    compiled: bool
+    kernels: list[dict[str, str]]
+
+
+class Timing(Part, frozen=True, kw_only=True):
+    """Seconds. `ledger` has every category and sums to `wall_s`; the official time is train + data_wait."""
+
+    ledger: dict[str, float]
+    wall_s: float
+    official_s: float
+    cold_s: float  # official + compile + warmup
+    nanochat_rule_s: float  # steps after the eleventh only, as nanochat counts
+    step_median_s: float
+    step_p90_s: float
+    tokens_per_s_median: float
+    mfu: float | None  # None where no peak is declared
+    mfu_source: str
+    data_wait_share: float
+    num_resumes: int
+
+
+class Memory(Part, frozen=True, kw_only=True):
+    """Peak memory, with how it was read."""
+
+    peak_bytes: int
+    method: str
+    reserved_bytes: int | None
+    predicted_peak_bytes: int
+
+
+class EnergyUsed(Part, frozen=True, kw_only=True):
+    """Energy and cost."""
+
+    joules: float | None
+    method: str
+    reason: str
+    throttle_reasons: list[str]
+    dollars: float | None
+
+
+class Scores(Part, frozen=True, kw_only=True):
+    """What was scored, by metric id, and the probes that vouch for it."""
+
+    metric: str
+    metric_id: str
+    value: float | None
+    reached_target: bool | None
+    val_bpb: float | None
+    val_bpb_bestfit: float | None
+    min_val_bpb: float | None
+    core: float | None
+    final_train_loss: float
+    final_train_loss_smoothed: float
+    evaluation_bytes: int
+    evaluation_tokens: int
+    probes: dict[str, Any]
+    weights_sha256: str
+
+
+class Curves(Part, frozen=True, kw_only=True):
+    """Training loss of every step, official seconds at the logged ones, bits per byte at the evaluated ones."""
+
+    losses: list[float]
+    logged_steps: list[int]
+    logged_seconds: list[float]
+    bpb_steps: list[int]
+    bpbs: list[float]
+
+
+class Record(Part, frozen=True, kw_only=True):
+    """One run."""
+
+    schema: int
+    created: str  # UTC, ISO 8601
+    status: Literal["ok", "diverged"]
+    identity: Identity
+    machine: Machine
+    data: DataUsed
+    shape: Shape
+    timing: Timing
+    memory: Memory
+    energy: EnergyUsed
+    scores: Scores
+    curves: Curves
+    proofs: list[dict[str, Any]]
+    features: dict[str, float]  # activity counters
+    warnings: list[str]
+    events_sha256_tip: str
+    num_events: int
+
+
+def encode(record: Record) -> bytes:
+    """Canonical bytes: sorted keys, two spaces, one newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
+
+
+def decode(data: bytes) -> Record:
+    """A record from its bytes; msgspec.ValidationError names the field that is wrong."""
+    return msgspec.json.decode(data, type=Record)
+
+
+def file_stem(record: Record) -> str:
+    """`<seed index>-<hash8>`: the name follows from the content, so an edited record no longer has its name."""
+    return f"{record.identity.seed_index}-{hashlib.sha256(encode(record)).hexdigest()[:8]}"

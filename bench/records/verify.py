@@ -1,0 +1,144 @@
+"""Checks a stored record against everything it claims, from its files alone. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from bench.errors import VerificationFailed
+from bench.records.events import Event, read_events
+from bench.records.schema import SCHEMA, Record, encode, file_stem
+from bench.records.store import StoredRecord
+from bench.spec.recipe import Recipe
+from bench.spec.submission import method_sha256
+from bench.spec.toml import faults
+from bench.spec.track import NamedTrack, scale_fields, seed_values
+
+LEDGER_TOLERANCE = 0.005
+
+
+def verify(stored: StoredRecord, track: NamedTrack | None) -> list[str]:
+    """Every reason why this record must not be believed; empty when it holds.
+
+    Args:
+        track: the track as it is now, or None when it is gone.
+    """
+    checks = (_canonical, _ledger, _times, _scores, _recipe, _events)
+    problems = [problem for check in checks for problem in check(stored)]
+    return problems + list(_track(stored.record, track))
+
+
+def require_valid(stored: StoredRecord, track: NamedTrack | None) -> None:
+    """Raise VerificationFailed with the first problem."""
+    problems = verify(stored, track)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise VerificationFailed(f"{stored.path}: {problems[0]}{more}", "records are never edited; run it again")
+
+
+def _canonical(stored: StoredRecord) -> Iterator[str]:
+    record, path = stored.record, stored.path
+    if record.schema != SCHEMA:
+        yield f"schema {record.schema}, this is {SCHEMA}"
+    if path.read_bytes() != encode(record):
+        yield "not the canonical bytes of its content"
+    if path.stem != file_stem(record):
+        yield f"the name does not follow from the content: {file_stem(record)}"
+    if (path.parent.parent.name, path.parent.name) != (record.identity.track, record.identity.recipe):
+        yield f"lies in {path.parent.parent.name}/{path.parent.name}, says {record.identity.track}/{record.identity.recipe}"
+
+
+def _ledger(stored: StoredRecord) -> Iterator[str]:
+    timing = stored.record.timing
+    total = math.fsum(timing.ledger.values())
+    if any(seconds < 0 for seconds in timing.ledger.values()):
+        yield "a ledger category is negative"
+    if not abs(total - timing.wall_s) <= LEDGER_TOLERANCE * timing.wall_s:
+        yield f"the ledger sums to {total:.3f} s, the process ran {timing.wall_s:.3f} s"
+
+
+def _times(stored: StoredRecord) -> Iterator[str]:
+    timing, shape = stored.record.timing, stored.record.shape
+    official = timing.ledger.get("train", math.nan) + timing.ledger.get("data_wait", math.nan)
+    if not math.isclose(official, timing.official_s, rel_tol=1e-9, abs_tol=1e-6):
+        yield f"official time {timing.official_s:.3f} s is not train + data_wait, {official:.3f} s"
+    if timing.mfu is not None and not 0 < timing.mfu <= 1:
+        yield f"MFU {timing.mfu:.1%} is impossible"
+    if shape.tokens != shape.steps * shape.batch_tokens:
+        yield f"{shape.tokens} tokens are not {shape.steps} steps of {shape.batch_tokens}"
+    if stored.record.memory.peak_bytes <= 0:
+        yield "peak memory is 0"
+
+
+def _scores(stored: StoredRecord) -> Iterator[str]:
+    record = stored.record
+    values = [record.scores.val_bpb, record.scores.val_bpb_bestfit, *record.curves.bpbs]
+    if record.status == "ok" and any(value is not None and not math.isfinite(value) for value in values):
+        yield "a score of a finished run is not finite"
+    if record.status == "ok" and record.scores.metric == "val_bpb" and record.scores.value != record.scores.val_bpb:
+        yield "the score is not the measured val_bpb"
+
+
+def _recipe(stored: StoredRecord) -> Iterator[str]:
+    identity = stored.record.identity
+    problems = faults(identity.recipe_resolved, Recipe, "recipe.")
+    if problems:
+        yield f"the stored recipe is not one: {problems[0]}"
+        return
+    recipe = msgspec.convert(identity.recipe_resolved, Recipe)
+    if method_sha256(recipe) != identity.recipe_sha256:
+        yield "recipe_sha256 is not the hash of the stored recipe"
+
+
+def _events(stored: StoredRecord) -> Iterator[str]:
+    record, path = stored.record, stored.events_path
+    if not path.is_file():
+        yield f"no event log {path.name} beside it"
+        return
+    try:
+        events = list(read_events(path.read_bytes(), path.name))
+    except VerificationFailed as error:
+        yield error.message
+        return
+    if len(events) != record.num_events or (events and events[-1].hash != record.events_sha256_tip):
+        yield "the event log is not the one the record was made from"
+        return
+    yield from _curves(record, events)
+
+
+def _curves(record: Record, events: list[Event]) -> Iterator[str]:
+    steps = [event.value for event in events if event.key == "step"]
+    losses = [loss for value in steps for loss in value["losses"]]
+    if losses != record.curves.losses:
+        yield "the loss curve is not the event log's"
+    bpbs = [event.value["val_bpb"] for event in events if event.key == "eval_accuracy"]
+    if bpbs != record.curves.bpbs:
+        yield "the bits per byte are not the event log's"
+    if record.status == "ok" and len(losses) != record.shape.steps:
+        yield f"{len(losses)} losses for {record.shape.steps} steps"
+
+
+def _track(record: Record, named: NamedTrack | None) -> Iterator[str]:
+    identity = record.identity
+    if named is None:
+        yield f"no track {identity.track!r}"
+        return
+    track = named.track
+    if identity.track_sha256 != named.sha256:
+        yield f"measured under another version of track {named.name}"
+        return
+    if record.machine.machine_class != track.hardware.machine_class:
+        yield f"machine class {record.machine.machine_class}, the track's is {track.hardware.machine_class}"
+    if record.scores.metric_id != track.score.metric_id:
+        yield f"metric {record.scores.metric_id}, the track's is {track.score.metric_id}"
+    if identity.seed != seed_values(track, identity.seed_index + 1)[identity.seed_index]:
+        yield f"seed {identity.seed} is not seed {identity.seed_index} of the track"
+    if identity.track_fields != scale_fields(track):
+        yield "the fields set by the track are not the track's"
+    if record.timing.ledger.get("compile", 0.0) > track.limits.compile_seconds:
+        yield f"compiled for {record.timing.ledger['compile']:.0f} s, the track allows {track.limits.compile_seconds:.0f}"
+
+

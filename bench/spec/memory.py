@@ -1,0 +1,106 @@
+"""How many bytes a training step holds at its peak, and how many rows fit. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from kernels.choices import rows_per_chunk
+from model.config import ModelConfig
+from model.flops import MLP_EXPANSION, parameters
+
+# Tensors of the width of the residual stream that a layer keeps for its backward: counted in the compiled graph
+# (torch 2.13, CPU, d4: 47 in 4 layers).
+KEPT_WIDTHS_PER_LAYER = 12
+KEPT_WIDTHS_OUTSIDE = 4  # embedding, smear, backout, final norm
+ATTENTION_BLOCK = 256  # queries of a block; their probabilities are kept in the compute dtype
+# What a process holds before the model exists: Python, torch, the compiler (CPU: measured 340 to 600 MB, the larger
+# after compiling), and a CUDA context with its workspaces.
+PROCESS_BYTES = {"cpu": 600 * 10**6, "mps": 500 * 10**6, "cuda": 1500 * 10**6}
+# On a CPU more rows at once do not train faster (measured at 4,096 to 16,384 tokens), only larger.
+CPU_TOKENS_AT_ONCE = 8192
+# Share of a device's memory a plan may fill: allocators fragment.
+USABLE_SHARE = 0.92
+
+
+class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes a device, by what they are."""
+
+    process_bytes: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    loss_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak."""
+        return sum(getattr(self, field) for field in self.__struct_fields__)
+
+
+class HasMemory(Protocol):
+    """What `fitting_sequences` needs of a machine."""
+
+    @property
+    def device_kind(self) -> str:
+        """cuda, mps or cpu."""
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Bytes of one device."""
+
+
+def estimate_memory(
+    config: ModelConfig, dtype: str, sequences: int, device_kind: str, world_size: int
+) -> MemoryEstimate:
+    """The peak of one device that takes `sequences` rows at once; optimizer states are sharded over `world_size`."""
+    groups = parameters(config)
+    total, matrices = sum(groups.values()), groups["matrices"]
+    compute_bytes = 4 if dtype == "float32" else 2
+    tokens = sequences * config.sequence_length
+    cast = (matrices + groups["lm_head"]) * compute_bytes if compute_bytes != 4 else 0
+    moments = 4 * matrices + 8 * (total - matrices)
+    chunk = min(rows_per_chunk(config.vocab_size), tokens) * config.vocab_size
+    return MemoryEstimate(
+        process_bytes=PROCESS_BYTES[device_kind],
+        weights_bytes=4 * total + cast,
+        gradients_bytes=4 * total,
+        optimizer_bytes=moments // world_size,
+        activations_bytes=tokens * activation_bytes_per_token(config, compute_bytes, device_kind),
+        loss_bytes=chunk * (2 * compute_bytes + 4) + 2 * 4 * groups["lm_head"],
+    )
+
+
+def activation_bytes_per_token(config: ModelConfig, compute_bytes: int, device_kind: str) -> int:
+    """Bytes that the layers keep a token until the backward."""
+    layer = (KEPT_WIDTHS_PER_LAYER + MLP_EXPANSION) * config.width
+    widths = config.depth * layer + KEPT_WIDTHS_OUTSIDE * config.width
+    probabilities = sum(_kept_probabilities(config, window, device_kind) for window in config.window_sizes)
+    return (widths + probabilities) * compute_bytes
+
+
+def _kept_probabilities(config: ModelConfig, window: int, device_kind: str) -> int:
+    """Attention probabilities kept a token: none by a flash kernel, those of its block's keys by query blocks."""
+    T = config.sequence_length
+    if device_kind == "cuda" and window >= T:
+        return 0
+    block = min(ATTENTION_BLOCK, T)
+    starts = range(0, T, block)
+    keys = sum(min(start + block, T) - max(0, start - window) for start in starts) / len(starts)
+    return round(config.num_heads * keys)
+
+
+def fitting_sequences(config: ModelConfig, dtype: str, rows: int, machine: HasMemory, world_size: int) -> int:
+    """The largest power of two of rows, dividing `rows`, whose estimate fits; at least 1."""
+    sequences = rows & -rows
+    if machine.device_kind == "cpu":
+        sequences = min(sequences, max(CPU_TOKENS_AT_ONCE // config.sequence_length, 1))
+        sequences = 1 << (sequences.bit_length() - 1)
+    budget = USABLE_SHARE * machine.device_memory_bytes
+    while sequences > 1 and (
+        estimate_memory(config, dtype, sequences, machine.device_kind, world_size).total_bytes > budget
+    ):
+        sequences //= 2
+    return sequences

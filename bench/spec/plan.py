@@ -1,0 +1,296 @@
+"""The plan: everything a run derives from recipe x track x machine, in one pure function. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from bench.spec.memory import MemoryEstimate, estimate_memory, fitting_sequences
+from bench.spec.recipe import AdamW, Recipe, Schedule
+from bench.spec.submission import Submission, sha256
+from bench.spec.track import NamedTrack, horizon_kind, on_track, scale_fields
+from kernels.choices import choose
+from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_layers, window_sizes
+from model.flops import flops_per_token, parameters, scaling_parameters
+from model.schedule import ScheduleConfig
+
+# Where the recipes' learning rates, weight decays and batch were tuned (nanochat, dev/LOG.md and base_train.py).
+REFERENCE_DEPTH = 12
+REFERENCE_BATCH_TOKENS = 2**19
+REFERENCE_WIDTH = 768
+BATCH_EXPONENT = 0.383  # Power Lines, arXiv 2505.13738: optimal batch grows as tokens^0.383
+# AdamW groups whose learning rate goes with 1/sqrt(width), and with the batch (nanochat's setup_optimizer).
+WIDTH_SCALED = ("lm_head", "wte", "value_embeds")
+BATCH_SCALED = ("lm_head", "wte", "value_embeds", "resid", "x0")
+
+
+class PlanMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan needs to know of a machine; measured or declared by bench.host."""
+
+    device_kind: str
+    device_name: str
+    device_count: int
+    machine_class: str
+    device_memory_bytes: int
+    flops_per_s: float | None  # sustained training rate of all devices
+    rate_source: str
+    compile_refusal: str = ""  # why this device trains eagerly; "" where it compiles
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True):
+    """Learning rates and decays after all scaling."""
+
+    matrix_lr: float
+    weight_decay: float
+    adamw_lr: dict[str, float]
+    batch_lr_scale: float
+    width_lr_scale: float
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One run, derived; the JSON of `bench plan --json`."""
+
+    recipe_name: str
+    track_name: str
+    track_fields: list[str]  # recipe fields that the track set
+    recipe: Recipe
+    machine: PlanMachine
+    model: ModelConfig
+    schedule: ScheduleConfig
+    width: int
+    heads: int
+    layers: int
+    vocab_padded: int
+    parameters: dict[str, int]
+    parameters_total: int
+    scaling_parameters: int
+    horizon: str
+    target_tokens: int
+    iterations: int  # an estimate under a horizon in seconds
+    batch_tokens: int
+    tokens: int
+    param_data_ratio: float
+    flops_per_token: int
+    total_flops: float
+    matrix_lr: float
+    weight_decay: float
+    tau: float
+    rates: Rates
+    device_sequences: int
+    accumulation: int
+    world_size: int
+    compiled: bool
+    memory: MemoryEstimate
+    predicted_peak_bytes: int
+    predicted_seconds: float | None
+    predicted_dollars: float | None
+    kernels: list[dict[str, str]]
+    refusals: list[str]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything derived from recipe and track; the machine's own numbers left out."""
+        return sha256({"recipe": self.recipe, "model": self.model, "schedule": self.schedule, "rates": self.rates,
+                       "batch": self.batch_tokens, "iterations": self.iterations})  # fmt: skip
+
+
+def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
+    """The model's shape; `depth` asks for the same recipe at another depth."""
+    model = recipe.model
+    depth = depth or model.depth
+    heads = max(-(-depth * model.aspect_ratio // model.head_dim), 1)
+    short = model.sequence_length / model.short_window_divisor / model.short_window_multiple
+    init = {field: getattr(model, field) for field in InitConfig.__struct_fields__ if hasattr(model, field)}
+    return ModelConfig(
+        depth=depth,
+        width=heads * model.head_dim,
+        num_heads=heads,
+        num_kv_heads=max(heads // model.kv_group, 1),
+        head_dim=model.head_dim,
+        vocab_size=model.vocab_size,
+        vocab_padded=padded_vocab(model.vocab_size),
+        sequence_length=model.sequence_length,
+        window_sizes=window_sizes(
+            model.window_pattern, depth, model.sequence_length, math.ceil(short) * model.short_window_multiple
+        ),
+        rope_base=model.rope_base,
+        qk_scale=model.qk_scale,
+        softcap=model.softcap,
+        value_embedding_layers=value_embedding_layers(model.value_embeddings, depth),
+        ve_gate_channels=model.ve_gate_channels,
+        ve_gate_range=model.ve_gate_range,
+        smear_channels=model.smear_channels if model.smear else 0,
+        backout_layer=depth // 2 if model.backout else -1,
+        init=InitConfig(**init, ve_gate_max=model.ve_gate_init, smear_gate_max=model.smear_gate_init),
+    )
+
+
+def schedule_config(recipe: Recipe) -> ScheduleConfig:
+    """The schedules' constants."""
+    muon = recipe.optimizer.muon
+    return ScheduleConfig(
+        **{field: getattr(recipe.schedule, field) for field in Schedule.__struct_fields__},
+        momentum_start=muon.momentum_start,
+        momentum_peak=muon.momentum_peak,
+        momentum_end=muon.momentum_end,
+        momentum_warmup_steps=muon.momentum_warmup_steps,
+        weight_decay_shape=muon.weight_decay_shape,
+    )
+
+
+def auto_batch_tokens(horizon_ratio: float) -> int:
+    """2^round(log2(2^19 x (D/D_d12)^0.383)); `horizon_ratio` is D/D_d12."""
+    return int(2 ** round(math.log2(REFERENCE_BATCH_TOKENS * horizon_ratio**BATCH_EXPONENT)))
+
+
+def target_tokens(recipe: Recipe, config: ModelConfig, batch_tokens: int, machine: PlanMachine) -> int:
+    """Tokens the horizon asks for, before whole steps. Under seconds: an estimate from the machine's rate."""
+    horizon, kind = recipe.horizon, horizon_kind(recipe.horizon)
+    if kind == "param_data_ratio":
+        return int((horizon.param_data_ratio or 0.0) * scaling_parameters(config))
+    if kind == "iterations":
+        return (horizon.iterations or 0) * batch_tokens
+    if kind == "tokens":
+        return horizon.tokens or 0
+    if kind == "flops":
+        return round((horizon.flops or 0.0) / flops_per_token(config))
+    return int((horizon.seconds or 0.0) * (machine.flops_per_s or 0.0) / flops_per_token(config))
+
+
+def scaled_rates(recipe: Recipe, width: int, batch_tokens: int, horizon_ratio: float) -> Rates:
+    """LR x sqrt(B/2^19); AdamW's also x sqrt(768/width); weight decay x sqrt(B/2^19) x D_d12/D.
+
+    The last keeps tau = B / (eta lambda D) constant (arXiv 2405.13698) when eta goes with sqrt(B).
+    """
+    batch_scale = math.sqrt(batch_tokens / REFERENCE_BATCH_TOKENS)
+    width_scale = math.sqrt(REFERENCE_WIDTH / width)
+    muon = recipe.optimizer.muon
+    adamw_lr = {
+        group: getattr(recipe.optimizer.adamw, group).lr
+        * (width_scale if group in WIDTH_SCALED else 1.0)
+        * (batch_scale if group in BATCH_SCALED else 1.0)
+        for group in AdamW.__struct_fields__
+    }
+    return Rates(
+        matrix_lr=muon.lr * batch_scale,
+        weight_decay=muon.weight_decay * batch_scale / horizon_ratio,
+        adamw_lr=adamw_lr,
+        batch_lr_scale=batch_scale,
+        width_lr_scale=width_scale,
+    )
+
+
+def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -> Plan:
+    """Everything a run derives. Refusals are listed, not raised: the numbers are worth reading all the same."""
+    recipe = on_track(submission.recipe, track.track, f"{submission.name} on {track.name}")
+    config = model_config(recipe)
+    scaling = scaling_parameters(config)
+    # D/D_d12 at one ratio is the ratio of the scaling parameters, whatever the horizon is given in.
+    horizon_ratio = scaling / scaling_parameters(model_config(recipe, REFERENCE_DEPTH))
+    batch = auto_batch_tokens(horizon_ratio) if recipe.batch.tokens == "auto" else recipe.batch.tokens
+    target = target_tokens(recipe, config, batch, machine)
+    iterations = target // batch
+    world = track.track.hardware.device_count
+    compiled = recipe.compile.enabled and not machine.compile_refusal
+    sequences, accumulation, refusals = _rows_at_once(recipe, config, batch, world, machine)
+    memory = estimate_memory(config, recipe.precision.compute, sequences, machine.device_kind, world)
+    rates = scaled_rates(recipe, config.width, batch, horizon_ratio)
+    tokens = iterations * batch
+    total_flops = float(flops_per_token(config) * tokens)
+    seconds = _predicted_seconds(recipe, total_flops, machine)
+    groups = parameters(config)
+    return Plan(
+        recipe_name=submission.name,
+        track_name=track.name,
+        track_fields=scale_fields(track.track),
+        recipe=recipe,
+        machine=machine,
+        model=config,
+        schedule=schedule_config(recipe),
+        width=config.width,
+        heads=config.num_heads,
+        layers=config.depth,
+        vocab_padded=config.vocab_padded,
+        parameters=groups,
+        parameters_total=sum(groups.values()),
+        scaling_parameters=scaling,
+        horizon=horizon_kind(recipe.horizon),
+        target_tokens=target,
+        iterations=iterations,
+        batch_tokens=batch,
+        tokens=tokens,
+        param_data_ratio=tokens / scaling,
+        flops_per_token=flops_per_token(config),
+        total_flops=total_flops,
+        matrix_lr=rates.matrix_lr,
+        weight_decay=rates.weight_decay,
+        tau=_tau(batch, rates, tokens),
+        rates=rates,
+        device_sequences=sequences,
+        accumulation=accumulation,
+        world_size=world,
+        compiled=compiled,
+        memory=memory,
+        predicted_peak_bytes=memory.total_bytes,
+        predicted_seconds=seconds,
+        predicted_dollars=_dollars(seconds, track),
+        kernels=[choice._asdict() for choice in _kernel_choices(config, machine)],
+        refusals=refusals + _refusals(iterations, memory, machine, track),
+    )
+
+
+def _kernel_choices(config: ModelConfig, machine: PlanMachine) -> tuple[Any, ...]:
+    return choose(machine.device_kind, any(window < config.sequence_length for window in config.window_sizes))
+
+
+def _rows_at_once(
+    recipe: Recipe, config: ModelConfig, batch: int, world: int, machine: PlanMachine
+) -> tuple[int, int, list[str]]:
+    """(rows a device takes at once, accumulation steps, refusals)."""
+    rows, rest = divmod(batch, config.sequence_length)
+    if rest or rows % world or not rows:
+        what = f"batch of {batch:,} tokens is not whole rows of {config.sequence_length:,} on each of {world} device(s)"
+        return 1, 1, [f"{what}; set batch.tokens to a multiple of {config.sequence_length * world:,}"]
+    rows //= world
+    asked = recipe.batch.device_sequences
+    if asked == "auto":
+        asked = fitting_sequences(config, recipe.precision.compute, rows, machine, world)
+    if rows % asked:
+        return asked, 1, [f"batch.device_sequences = {asked} does not divide the {rows} rows of a step on a device"]
+    return asked, rows // asked, []
+
+
+def _tau(batch_tokens: int, rates: Rates, tokens: int) -> float:
+    """B / (eta lambda D): the share of the run over which weight decay forgets; inf without decay."""
+    product = rates.matrix_lr * rates.weight_decay * tokens
+    return batch_tokens / product if product else math.inf
+
+
+def _predicted_seconds(recipe: Recipe, total_flops: float, machine: PlanMachine) -> float | None:
+    if recipe.horizon.seconds is not None:
+        return recipe.horizon.seconds
+    return total_flops / machine.flops_per_s if machine.flops_per_s else None
+
+
+def _dollars(seconds: float | None, track: NamedTrack) -> float | None:
+    hardware = track.track.hardware
+    if seconds is None or not hardware.dollars_per_device_hour:
+        return None
+    return seconds / 3600 * hardware.device_count * hardware.dollars_per_device_hour
+
+
+def _refusals(iterations: int, memory: MemoryEstimate, machine: PlanMachine, track: NamedTrack) -> list[str]:
+    refusals = []
+    needed = track.track.hardware.machine_class
+    if machine.machine_class != needed:
+        refusals.append(f"track {track.name} is for a machine of class {needed}, this is {machine.machine_class}")
+    if iterations < 1:
+        refusals.append("the horizon is shorter than one step; lengthen it or lower batch.tokens")
+    if memory.total_bytes > machine.device_memory_bytes:
+        refusals.append(
+            f"needs {memory.total_bytes / 2**30:.1f} GiB, {machine.device_name} has "
+            f"{machine.device_memory_bytes / 2**30:.1f} GiB; lower batch.device_sequences"
+        )
+    return refusals

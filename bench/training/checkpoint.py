@@ -1,0 +1,121 @@
+"""Checkpoints: safetensors and JSON, nothing unpickled; whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.data.storage import sync_folder, write_synced, writing
+from bench.errors import DataError
+from model.gpt import GPT
+from model.optimizers.combined import MuonAdamW
+
+KEEP = 2
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a run stands between two steps; everything a resumed process cannot derive again."""
+
+    step: int
+    plan_sha256: str
+    seed: int
+    events_bytes: int
+    events_tip: str
+    seconds: dict[str, float]
+    num_resumes: int
+    tensors_sha256: str = ""
+
+
+def save(folder: Path, model: GPT, optimizer: MuonAdamW, state: RunState) -> Path:
+    """Write `step-N` into `folder` atomically and drop all but the newest `KEEP`.
+
+    Raises:
+        DataError: no room or no permission; what was there before stays whole.
+    """
+    target = folder / f"step-{state.step:08d}"
+    building = folder / f".building-{state.step:08d}"
+    tensors = _tensors(model, optimizer)
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    with writing(building, num_bytes):
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        try:
+            save_file(tensors, building / "tensors.safetensors")
+        except SafetensorError as error:
+            raise OSError(28, f"writing tensors: {error}") from error
+        digest = hashlib.sha256((building / "tensors.safetensors").read_bytes()).hexdigest()
+        whole = msgspec.structs.replace(state, tensors_sha256=digest)
+        write_synced(building / "state.json", msgspec.json.encode(whole))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(building, target)
+        sync_folder(folder)
+    for old in checkpoints(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first; one being built is not among them."""
+    return sorted(folder.glob("step-*"))
+
+
+def newest_whole(folder: Path, plan_sha256: str, seed: int) -> tuple[RunState, dict[str, Tensor]] | None:
+    """The newest checkpoint that is complete and of this very run, or None."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            state = msgspec.json.decode((path / "state.json").read_bytes(), type=RunState)
+            data = (path / "tensors.safetensors").read_bytes()
+        except (OSError, msgspec.DecodeError):
+            continue
+        if hashlib.sha256(data).hexdigest() != state.tensors_sha256:
+            continue
+        if (state.plan_sha256, state.seed) != (plan_sha256, seed):
+            raise DataError(f"{path} is of another plan or seed", "remove the folder, or run without --resume")
+        return state, load_file(path / "tensors.safetensors")
+    return None
+
+
+def _tensors(model: GPT, optimizer: MuonAdamW) -> dict[str, Tensor]:
+    """Every tensor of the run by a stable name: parameters, and optimizer states by group and parameter."""
+    tensors = {f"model.{name}": param.detach() for name, param in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for i, param in enumerate(group["params"]):
+            for key, value in optimizer.state.get(param, {}).items():
+                tensors[f"optimizer.{group['name']}.{i}.{key}"] = value
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def restore(tensors: Mapping[str, Tensor], model: GPT, optimizer: MuonAdamW) -> None:
+    """Put a checkpoint's tensors back, bit for bit.
+
+    Raises:
+        DataError: a tensor is missing or of another shape.
+    """
+    rest = dict(tensors)
+    for name, param in model.named_parameters():
+        param.data.copy_(_take(rest, f"model.{name}", tuple(param.shape)))
+    for group in optimizer.param_groups:
+        for i, param in enumerate(group["params"]):
+            prefix = f"optimizer.{group['name']}.{i}."
+            state: dict[str, Any] = optimizer.state[param]
+            state.clear()
+            for name in [name for name in rest if name.startswith(prefix)]:
+                state[name.removeprefix(prefix)] = rest.pop(name).to(param.device)
+    if rest:
+        raise DataError(f"checkpoint holds {len(rest)} unknown tensors, e.g. {min(rest)}", "it is of another model")
+
+
+def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    tensor = tensors.pop(name, None)
+    if tensor is None or tuple(tensor.shape) != shape:
+        raise DataError(f"checkpoint tensor {name} is missing or not {shape}", "it is of another model")
+    return tensor

@@ -1,0 +1,41 @@
+"""One run's folder under .runs: its lock, its event log, its checkpoints."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.errors import DataError, PlanRefused
+
+
+@contextmanager
+def run_folder(runs: Path, track: str, recipe: str, seed_index: int) -> Iterator[Path]:
+    """The folder of this run, held by this process alone.
+
+    Raises:
+        PlanRefused: another process runs the same recipe, track and seed.
+        DataError: the folder cannot be made.
+    """
+    folder = runs / track / recipe / str(seed_index)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}", "the runs folder must be writable") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise PlanRefused(
+                f"seed {seed_index} of {recipe} on {track} is being run by process {holder}",
+                "wait for it, or take another seed with --seed",
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield folder
+    finally:
+        os.close(descriptor)  # releases the lock, as does any death of the process

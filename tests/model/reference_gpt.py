@@ -1,0 +1,89 @@
+"""Run 6's forward pass stated once more in float64: one row at a time, one head at a time, all logits whole.
+
+It shares no code with the model: weights come as a dictionary by parameter name, constants as the config.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+
+EPS = 2.0**-23  # of every norm: float32's, in all dtypes
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """Each vector of the last dimension divided by its root mean square."""
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + EPS)
+
+
+def turned(x_TK: Tensor, base: float) -> Tensor:
+    """Channel pairs (i, i + K/2) as complex numbers, turned by minus position / base^(2i/K)."""
+    tokens, channels = x_TK.shape
+    half = channels // 2
+    speed = torch.tensor([base ** (-2.0 * i / channels) for i in range(half)], dtype=torch.float64)
+    angle = torch.arange(tokens, dtype=torch.float64)[:, None] * speed
+    z = torch.complex(x_TK[:, :half], x_TK[:, half:]) * torch.polar(torch.ones_like(angle), -angle)
+    return torch.cat((z.real, z.imag), dim=1)
+
+
+def one_head(q_TK: Tensor, k_TK: Tensor, v_TK: Tensor, window: int) -> Tensor:
+    """Each query's mean of the values at most `window` tokens back, weighted by the softmax of q.k/sqrt(K)."""
+    rows = []
+    for t in range(q_TK.shape[0]):
+        first = max(0, t - window)
+        score = k_TK[first : t + 1] @ q_TK[t] / math.sqrt(q_TK.shape[1])
+        rows.append(torch.softmax(score, 0) @ v_TK[first : t + 1])
+    return torch.stack(rows)
+
+
+def attention(weights: dict[str, Tensor], config: ModelConfig, layer: int, x_TD: Tensor, ids: Tensor) -> Tensor:
+    """The layer's attention of one row."""
+    name, size = f"blocks.{layer}.attn", config.head_dim
+    q_all, k_all, v_all = (x_TD @ weights[f"{name}.c_{kind}.weight"].T for kind in "qkv")
+    heads = []
+    for head in range(config.num_heads):
+        shared = head // (config.num_heads // config.num_kv_heads)
+        mine, theirs = slice(head * size, (head + 1) * size), slice(shared * size, (shared + 1) * size)
+        v = v_all[:, theirs]
+        if layer in config.value_embedding_layers:
+            openness = torch.sigmoid(x_TD[:, : config.ve_gate_channels] @ weights[f"{name}.ve_gate.weight"][shared])
+            table = weights[f"value_embeds.{layer}"]
+            v = v + config.ve_gate_range * openness[:, None] * table[ids][:, theirs]
+        q, k = (config.qk_scale * unit_rms(turned(x, config.rope_base)) for x in (q_all[:, mine], k_all[:, theirs]))
+        heads.append(one_head(q, k, v, config.window_sizes[layer]))
+    return torch.cat(heads, dim=1) @ weights[f"{name}.c_proj.weight"].T
+
+
+def hidden_states(weights: dict[str, Tensor], config: ModelConfig, ids: Tensor) -> Tensor:
+    """One row of token ids [T] -> [T, D], before the head."""
+    x = unit_rms(weights["wte"][ids])
+    if config.smear_channels:
+        gate = torch.sigmoid(x[:, : config.smear_channels] @ weights["smear.gate.weight"][0]) * weights["smear.scale"]
+        x = torch.stack([x[0], *(x[t] + gate[t] * x[t - 1] for t in range(1, len(ids)))])
+    start, middle = x, None
+    for layer in range(config.depth):
+        x = weights["resid_lambdas"][layer] * x + weights["x0_lambdas"][layer] * start
+        x = x + attention(weights, config, layer, unit_rms(x), ids)
+        up = unit_rms(x) @ weights[f"blocks.{layer}.mlp.c_fc.weight"].T
+        x = x + torch.clamp(up, min=0.0) ** 2 @ weights[f"blocks.{layer}.mlp.c_proj.weight"].T
+        if layer == config.backout_layer:
+            middle = x
+    if middle is not None:
+        x = x - weights["backout_lambda"] * middle
+    return unit_rms(x)
+
+
+def loss(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Mean nats of the counted targets."""
+    nats = []
+    for ids, wanted in zip(tokens, targets, strict=True):
+        logits = hidden_states(weights, config, ids) @ weights["lm_head"][: config.vocab_size].T
+        if config.softcap:
+            logits = config.softcap * torch.tanh(logits / config.softcap)
+        surprise = torch.logsumexp(logits, 1)
+        nats += [surprise[t] - logits[t, y] for t, y in enumerate(wanted.tolist()) if y >= 0]
+    return torch.stack(nats).mean()
