@@ -1,17 +1,20 @@
-"""The command line: the only reader of arguments and environment variables. Heavy modules load in their commands."""
+"""The command line: the only reader of arguments and environment. Heavy modules load in their commands."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench.errors import BenchError, Interrupted, RecipeError
 from bench.spec.workspace import Workspace
+
+if TYPE_CHECKING:
+    from bench.host.planning import Planned
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,13 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is an interruption too
     try:
         options = parser().parse_args([word for word in words if word != "--debug"])
-        return int(options.command(options) or 0)
+        code = int(options.command(options) or 0)
+        sys.stdout.flush()  # here and not at exit, where Python reports a broken pipe itself
+        return code
     except BenchError as error:
         return report(error, debug)
     except KeyboardInterrupt:
-        return report(Interrupted("interrupted", "the same command with --resume continues from a checkpoint"), debug)
+        hint = "the same command with --resume continues from a checkpoint"
+        return report(Interrupted("interrupted", hint), debug)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -43,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 def report(error: BenchError, debug: bool) -> int:
     """Print an error the way every error is printed."""
     if debug:
+        import traceback
+
         traceback.print_exception(error)
     print(f"error: {error.message}", file=sys.stderr)
     for problem in getattr(error, "problems", ()):
@@ -55,26 +64,49 @@ def report(error: BenchError, debug: bool) -> int:
 def parser() -> Parser:
     """All commands."""
     top = Parser(prog="bench", description="Measure LLM pretraining speedruns.", allow_abbrev=False)
-    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    top.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    commands = top.add_subparsers(metavar="COMMAND", dest="COMMAND", required=True, parser_class=Parser)
 
-    def add(name: str, function: Callable[[argparse.Namespace], int | None], text: str, *flags: str) -> Parser:
+    def add(
+        name: str, function: Callable[[argparse.Namespace], int | None], text: str, *flags: str
+    ) -> Parser:
         command: Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(command=function)
         for flag in flags:
             command.add_argument(flag, **OPTIONS[flag])
         return command
 
-    add("check", check, "check recipes and list every problem", "recipes", "--json")
-    add("show", show, "print a recipe with its bases resolved", "recipe", "--json")
-    add("diff", diff, "print what sets two recipes apart", "a", "b", "--json")
-    add("plan", plan, "print what a run would do, cost and need", "recipe", "--track", "--device", "--data", "--json")
-    add("run", run, "train, evaluate and record a recipe",
-        "recipe", "--track", "--seed", "--device", "--data", "--resume", "--json")  # fmt: skip
-    add("verify", verify, "check records against everything they claim", "records", "--json")
+    as_json = "--json"
+    add("check", check, "check recipes and list every problem", "recipes", as_json)
+    add("show", show, "print a recipe with its bases resolved", "recipe", as_json)
+    add("diff", diff, "print what sets two recipes apart", "a", "b", as_json)
+    chosen = ("recipe", "--track", "--device", "--data", as_json)
+    add("plan", plan, "print what a run would do, cost and need", *chosen)
+    add("run", run, "train, evaluate and record a recipe", *chosen, "--seed", "--resume")
+    add("verify", verify, "check records against everything they claim", "records", as_json)
     add("leaderboard", leaderboard, "rebuild the board from the records", "--check")
-    add("data", data, "pin, fetch or prepare a data set", "action", "dataset", "--shards", "--data", "--vocab")
-    add("perf", perf, "measure this machine's training, loading and harness speed", "--data", "--json", "--steps")
+    prepared = ("action", "dataset", "--shards", "--data", "--vocab")
+    add("data", data, "pin, fetch or prepare a data set", *prepared)
+    add(
+        "perf",
+        perf,
+        "measure this machine's training, loading and harness speed",
+        "--data",
+        as_json,
+        "--steps",
+    )
     return top
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """An argument's type: a whole number of [least, most]."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!a} is not a whole number of {least:,} to {most:,}")
+        return int(text)
+
+    return parse
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -86,15 +118,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "action": {"choices": ("pin", "fetch", "prepare"), "help": "what to do"},
     "dataset": {"help": "climbmix, fineweb-edu, stdlib or folder:NAME"},
     "--track": {"help": "the track; default: the recipe's own, or the largest this machine meets"},
-    "--seed": {"type": int, "metavar": "INDEX", "help": "index into the track's seeds; default: the next"},
+    "--seed": {
+        "type": whole(0, 999),
+        "metavar": "INDEX",
+        "help": "index into the track's seeds; default: the next",
+    },
     "--device": {"choices": ("cuda", "mps", "cpu"), "help": "default: the best there is"},
     "--data": {"type": Path, "help": "data folder; default: .data of the checkout"},
     "--resume": {"action": "store_true", "help": "continue from the newest whole checkpoint"},
     "--json": {"action": "store_true", "help": "JSON on standard output"},
     "--check": {"action": "store_true", "help": "fail if the board is not what the records say"},
-    "--shards": {"type": int, "default": 8, "help": "training shards (default 8)"},
-    "--vocab": {"type": int, "default": 32768, "help": "vocabulary to prepare for (default 32768)"},
-    "--steps": {"type": int, "default": 12, "help": "timed steps (default 12)"},
+    "--shards": {"type": whole(1, 100_000), "default": 8, "help": "training shards (default 8)"},
+    "--vocab": {
+        "type": whole(300, 2**20),
+        "default": 32768,
+        "help": "vocabulary to prepare for (default 32768)",
+    },
+    "--steps": {"type": whole(1, 100_000), "default": 12, "help": "timed steps (default 12)"},
 }
 
 
@@ -124,9 +164,9 @@ def check(options: argparse.Namespace) -> int:
         if not options.json:
             print(f"{submission.name}: ok, {short_name(submission.recipe)}")
     if options.json:
-        emit([{"message": error.message, "problems": error.problems, "hint": error.hint} for error in failures])
-    for error in failures:
-        report(error, False)
+        emit([{"message": one.message, "problems": one.problems, "hint": one.hint} for one in failures])
+    for failure in failures:
+        report(failure, False)
     return RecipeError.exit_code if failures else 0
 
 
@@ -147,7 +187,10 @@ def show(options: argparse.Namespace) -> None:
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+        return f'"{escaped}"'
+    return "none" if value is None else repr(value)
 
 
 def diff(options: argparse.Namespace) -> None:
@@ -165,37 +208,19 @@ def diff(options: argparse.Namespace) -> None:
         print(f"  {field:<{width}}  {_toml(before)} -> {_toml(after)}")
 
 
-def planned(options: argparse.Namespace, default_to_own: bool) -> tuple[Any, ...]:
-    """(submission, track, plan, facts, sentence) of a command that names a recipe."""
-    import msgspec
-
-    from bench.host.machine import detect
-    from bench.host.planning import default_track, device_refusals, plan_machine, read_rates
-    from bench.spec.plan import make_plan
-    from bench.spec.submission import load
-    from bench.spec.track import load_track, load_tracks, on_track
+def planned(options: argparse.Namespace, own_by_default: bool) -> Planned:
+    """The plan of a command that names a recipe."""
+    from bench.host.planning import plan_here
 
     space = workspace(options)
-    submission = load(options.recipe, space.submissions)
-    facts = detect(options.device, environment=os.environ)
-    if options.track or default_to_own:
-        track, sentence = load_track(options.track or submission.recipe.track, space.tracks), ""
-    else:
-        own = load_track(submission.recipe.track, space.tracks)
-        track, sentence = default_track(own, load_tracks(space.tracks), facts)
-    recipe = on_track(submission.recipe, track.track, submission.name)
-    rates = read_rates(space.data / "rates.json")
-    machine = plan_machine(facts, track, recipe.precision.compute, recipe.model.depth, rates)
-    made = make_plan(submission, track, machine)
-    refusals = made.refusals + device_refusals(made, facts, os.environ)
-    return submission, track, msgspec.structs.replace(made, refusals=refusals), facts, sentence
+    return plan_here(options.recipe, options.track, options.device, space, os.environ, own_by_default)
 
 
 def plan(options: argparse.Namespace) -> None:
     """`bench plan`."""
     from bench.spec.plan_table import plan_table
 
-    _, _, made, _, _ = planned(options, default_to_own=True)
+    made = planned(options, own_by_default=True).plan
     if options.json:
         emit(made)
     else:
@@ -208,7 +233,7 @@ def run(options: argparse.Namespace) -> None:
     from bench.host.clock import Ledger
 
     ledger = Ledger.start()
-    submission, track, made, facts, sentence = planned(options, default_to_own=False)
+    submission, track, made, facts, sentence = planned(options, own_by_default=False)
     from bench.host.console import Console
 
     console = Console(quiet=options.json)
@@ -247,7 +272,8 @@ def finish(path: Path, space: Workspace, made: Any, as_json: bool) -> None:
 
     record = read(path).record
     key = rate_key(made.machine.device_name, record.shape.compute_dtype, record.shape.depth)
-    remember_rate(space.data / "rates.json", key, record.timing.tokens_per_s_median * record.shape.flops_per_token)
+    flops_per_s = record.timing.tokens_per_s_median * record.shape.flops_per_token
+    remember_rate(space.data / "rates.json", key, flops_per_s)
     write_board(space)
     if as_json:
         emit({"record": str(path), "scores": record.scores, "timing": record.timing, "memory": record.memory})
@@ -258,14 +284,19 @@ def finish(path: Path, space: Workspace, made: Any, as_json: bool) -> None:
 def verify(options: argparse.Namespace) -> int:
     """`bench verify`."""
     from bench.errors import VerificationFailed
-    from bench.records.store import read, read_all
+    from bench.records.store import read, record_paths
     from bench.records.verify import verify as problems_of
     from bench.spec.track import load_tracks
 
     space = workspace(options)
     tracks = {named.name: named for named in load_tracks(space.tracks)}
-    stored = [read(path) for path in options.records] or read_all(space.records)
-    found = {str(one.path): problems_of(one, tracks.get(one.record.identity.track)) for one in stored}
+    found: dict[str, list[str]] = {}
+    for path in options.records or record_paths(space.records):
+        try:
+            stored = read(path)
+            found[str(path)] = problems_of(stored, tracks.get(stored.record.identity.track))
+        except VerificationFailed as error:
+            found[str(path)] = [error.message.removeprefix(f"{path}: ")]
     if options.json:
         emit(found)
     else:

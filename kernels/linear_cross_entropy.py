@@ -1,11 +1,11 @@
 """Soft-capped linear cross-entropy whose logits never exist whole: chunks of rows, gradients in the forward.
 
-Per chunk of C rows: one GEMM into logits [C, V]; one pass turns them into E = e^(z - shift) times the slope of the
-cap, with row sums S; the target's entry is set to (e_y - S) slope_y. Then u/S E is the gradient of the logits for an
-upstream gradient u, and u/S need not touch the C x V numbers again: it scales the rows of the two GEMMs that add up
-the gradients of the hidden states and of the head. The op holds C x V numbers instead of N x V, and its backward
-only scales what the forward computed. With reduction "none" the upstream gradient is not known in time: the forward
-keeps nothing and the backward recomputes.
+Per chunk of C rows: one GEMM into logits [C, V]; one pass turns them into E = e^(z - shift) times the slope
+of the cap, with row sums S; the target's entry is set to (e_y - S) slope_y. Then u/S E is the gradient of the
+logits for an upstream gradient u, and u/S need not touch the C x V numbers again: it scales the rows of the
+two GEMMs that add up the gradients of the hidden states and of the head. The op holds C x V numbers instead
+of N x V, and its backward only scales what the forward computed. With reduction "none" the upstream gradient
+is not known in time: the forward keeps nothing and the backward recomputes.
 
 Shapes: N rows, C rows of a chunk, D width, V vocabulary. z is the capped logit, y the target.
 """
@@ -27,11 +27,13 @@ LARGEST_UNSHIFTED_SOFTCAP = 40.0
 
 
 def _exponentials(logits_CV: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(shift [C], row sums of e^(z - shift) [C], e^(z - shift) times the slope of the cap [C, V] in the logits' dtype).
+    """(shift [C], row sums of e^(z - shift) [C], e^(z - shift) times the cap's slope [C, V]).
 
-    A softcap bounds z, so no running maximum is needed: one pass. With q = 1/(1 + e^(2x/c)): z = c tanh(x/c) =
-    c - 2cq and the slope 1 - tanh^2 = 4q(1 - q), which keeps its relative accuracy at large x. Measured 3.4x the
-    speed of computing the gradient in a second pass (512 x 8192 bf16, 5.1 against 17.7 ms on two shared AMX cores).
+    The last is in the dtype of the logits.
+
+    A softcap bounds z, so no running maximum is needed: one pass. With q = 1/(1 + e^(2x/c)): z = c tanh(x/c)
+    = c - 2cq, and the slope 1 - tanh^2 = 4q(1 - q) keeps its relative accuracy at large x. Measured 3.4x the
+    speed of computing the gradient in a second pass (512 x 8192 bf16, 5.1 against 17.7 ms, two AMX cores).
     """
     raw_CV = logits_CV.to(accumulation_dtype(logits_CV))
     if not softcap:
@@ -55,13 +57,15 @@ def _compiled_pass() -> Callable[[Tensor, float], tuple[Tensor, Tensor, Tensor]]
 
 
 def _one_pass(logits_CV: Tensor, softcap: float, compiled: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """`_exponentials`; compiled for one number of rows and one grad mode only, so a last short chunk is padded."""
+    """`_exponentials`; compiled for one number of rows and one grad mode, so a last short chunk is padded."""
     if not compiled:
         return _exponentials(logits_CV, softcap)
     num_rows = logits_CV.shape[0]
-    padded_CV = F.pad(logits_CV, (0, 0, 0, rows_per_chunk(logits_CV.shape[1]) - num_rows))
+    missing = rows_per_chunk(logits_CV.shape[1]) - num_rows
+    if missing:  # F.pad by nothing would still copy
+        logits_CV = F.pad(logits_CV, (0, 0, 0, missing))
     with torch.no_grad():
-        shift_C, sum_C, e_CV = _compiled_pass()(padded_CV, softcap)
+        shift_C, sum_C, e_CV = _compiled_pass()(logits_CV, softcap)
     return shift_C[:num_rows], sum_C[:num_rows], e_CV[:num_rows]
 
 
@@ -83,7 +87,9 @@ def _chunk(
 
 
 @torch.library.custom_op("speedrun::linear_cross_entropy_losses", mutates_args=())
-def _losses_op(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float, compiled: bool) -> Tensor:
+def _losses_op(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float, compiled: bool
+) -> Tensor:
     weight = weight_VD.to(hidden_ND.dtype)
     size = rows_per_chunk(weight_VD.shape[0])
     loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=accumulation_dtype(hidden_ND))
@@ -100,9 +106,14 @@ def _(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float, c
 
 @torch.library.custom_op("speedrun::linear_cross_entropy_gradients", mutates_args=())
 def _gradients_op(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, upstream_N: Tensor, softcap: float, compiled: bool
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    upstream_N: Tensor,
+    softcap: float,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sum(upstream * loss) and its gradients: hidden [N, D] in its dtype, head [V, D] in that of the master."""
+    """sum(upstream * loss) and its gradients: hidden [N, D] in its dtype, head [V, D] in the master's."""
     weight = weight_VD.to(hidden_ND.dtype)
     size = rows_per_chunk(weight_VD.shape[0])
     total = upstream_N.new_zeros(())
@@ -122,7 +133,12 @@ def _gradients_op(
 
 @_gradients_op.register_fake
 def _(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, upstream_N: Tensor, softcap: float, compiled: bool
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    upstream_N: Tensor,
+    softcap: float,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return upstream_N.new_empty(()), torch.empty_like(hidden_ND), torch.empty_like(weight_VD)
 
@@ -134,7 +150,9 @@ def _keep_inputs(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _recompute(ctx, upstream_N):  # type: ignore[no-untyped-def]
     hidden_ND, weight_VD, targets_N = ctx.saved_tensors
-    _, *gradients = _gradients_op(hidden_ND, weight_VD, targets_N, upstream_N.contiguous(), ctx.softcap, ctx.compiled)
+    _, *gradients = _gradients_op(
+        hidden_ND, weight_VD, targets_N, upstream_N.contiguous(), ctx.softcap, ctx.compiled
+    )
     return *gradients, None, None, None
 
 
@@ -144,7 +162,14 @@ def _keep_gradients(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
 
 def _scale_gradients(ctx, upstream, _grad_hidden, _grad_weight):  # type: ignore[no-untyped-def]
     grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-    return (grad_hidden_ND * upstream).to(grad_hidden_ND.dtype), grad_weight_VD * upstream, None, None, None, None
+    return (
+        (grad_hidden_ND * upstream).to(grad_hidden_ND.dtype),
+        grad_weight_VD * upstream,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _losses_op.register_autograd(_recompute, setup_context=_keep_inputs)
@@ -159,7 +184,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     compiled: bool = False,
 ) -> Tensor:
-    """Cross-entropy of `hidden @ weight.T` in nats, logits never whole; reference: `reference.linear_cross_entropy`.
+    """Cross-entropy of `hidden @ weight.T` in nats; reference: `reference.linear_cross_entropy`.
 
     Args:
         hidden_ND: final hidden states in the compute dtype.
@@ -170,11 +195,13 @@ def linear_cross_entropy(
         compiled: whether the pass over the logits goes through torch.compile.
     """
     if reduction == "none" or not torch.is_grad_enabled():
-        loss_N = _losses_op(hidden_ND, weight_VD, targets_N, softcap, compiled)
+        loss_N: Tensor = _losses_op(hidden_ND, weight_VD, targets_N, softcap, compiled)
         return loss_N if reduction == "none" else loss_N.sum() * _row_weight(targets_N, loss_N, reduction)
     dtype = accumulation_dtype(hidden_ND)
     upstream_N = _row_weight(targets_N, weight_VD.detach().to(dtype), reduction).expand(targets_N.shape[0])
-    return _gradients_op(hidden_ND, weight_VD, targets_N, upstream_N.contiguous(), softcap, compiled)[0]
+    upstream_N = upstream_N.contiguous()
+    loss: Tensor = _gradients_op(hidden_ND, weight_VD, targets_N, upstream_N, softcap, compiled)[0]
+    return loss
 
 
 def _row_weight(targets_N: Tensor, like: Tensor, reduction: str) -> Tensor:

@@ -1,11 +1,12 @@
 """Polar Express on a stack of matrices, in the form that costs least for their shape.
 
-Standard: A = X X^T, X <- aX + (bA + cA^2) X. Gram form, for matrices at least twice as long as wide: iterate the
-n x n Gram matrix R = X X^T and the accumulated factor Q, and touch the long side only twice (Gram Newton-Schulz,
-Dao-AILab 2026). For n x 4n that is 2.4x fewer FLOPs; on square matrices it saves nothing. Never in bf16 or fp16: the
-rounding of R makes its smallest eigenvalues negative, and the polynomials, which multiply small ones by up to 1e6,
-send those to infinity. Measured in bf16, largest singular value of the result: 128 x 512 of condition number 20 gives
-1.23, of 1000 gives 1.9e3, where float32 and the standard form in bf16 give 1.14.
+Standard: A = X X^T, X <- aX + (bA + cA^2) X. Gram form, for matrices at least twice as long as wide: iterate
+the n x n Gram matrix R = X X^T and the accumulated factor Q, and touch the long side only twice (Gram
+Newton-Schulz, Dao-AILab 2026). For n x 4n that is 2.4x fewer FLOPs; on square matrices it saves nothing.
+Never in bf16 or fp16: the rounding of R makes its smallest eigenvalues negative, and the polynomials, which
+multiply small ones by up to 1e6, send those to infinity. Measured in bf16, largest singular value of the
+result: 128 x 512 of condition number 20 gives 1.23, of 1000 gives 1.9e3, where float32 and the standard form
+in bf16 give 1.14.
 
 Shapes: S stacked matrices of M x P; n the shorter side.
 """

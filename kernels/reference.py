@@ -1,7 +1,7 @@
 """Eager references: the oracle of the tests, the baseline of the benchmarks, and the meaning of every op.
 
-Shapes: B batch, T tokens of a row, N = B*T rows, D model width, H query heads, G key/value heads,
-K head dim, V vocabulary, M x P a matrix, S stacked matrices. Written to be read, in any dtype, float64 included.
+Shapes: B batch, T tokens of a row, N = B*T rows, D model width, H query heads, G key/value heads, K head dim,
+V vocabulary, M x P a matrix, S stacked matrices. Written to be read, in any dtype, float64 included.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def linear_cross_entropy(
         targets_N: token ids; rows with `ignore_index` lose nothing and get no gradient.
         reduction: "mean" over the counted rows (0 when there are none), "sum", or "none" ([N]).
     """
-    logits_NV = softcap_logits((hidden_ND @ weight_VD.to(hidden_ND.dtype).T).to(accumulation_dtype(hidden_ND)), softcap)
+    logits_NV = softcap_logits(
+        (hidden_ND @ weight_VD.to(hidden_ND.dtype).T).to(accumulation_dtype(hidden_ND)), softcap
+    )
     loss_N = F.cross_entropy(logits_NV, targets_N, ignore_index=ignore_index, reduction="none")
     if reduction == "none":
         return loss_N
@@ -61,24 +63,26 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 
 
 def sliding_window_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int) -> Tensor:
-    """Causal attention in which a query sees itself and `window` keys to its left; logits scaled by 1/sqrt(K).
+    """Causal attention: a query sees itself and `window` keys to its left; logits are scaled by 1/sqrt(K).
 
     Groups of H/G query heads share a key head. The mask is dense: T x T memory.
     """
-    T = q_BTHK.shape[1]
-    distance_TT = torch.arange(T, device=q_BTHK.device)[:, None] - torch.arange(T, device=q_BTHK.device)[None, :]
+    positions_T = torch.arange(q_BTHK.shape[1], device=q_BTHK.device)
+    distance_TT = positions_T[:, None] - positions_T[None, :]
     mask_TT = (distance_TT >= 0) & (distance_TT <= window)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     logits_BHTT = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    probabilities_BHTT = logits_BHTT.masked_fill(~mask_TT, float("-inf")).to(accumulation_dtype(q)).softmax(-1)
-    return (probabilities_BHTT.to(q.dtype) @ v).transpose(1, 2)
+    logits_BHTT = logits_BHTT.masked_fill(~mask_TT, float("-inf")).to(accumulation_dtype(q))
+    probabilities_BHTT = logits_BHTT.softmax(-1)
+    y_BHTK: Tensor = probabilities_BHTT.to(q.dtype) @ v
+    return y_BHTK.transpose(1, 2)
 
 
 def polar_express(gradient_SMP: Tensor, steps: int = 5, norm_scale: float = 1.01) -> Tensor:
-    """Nearest semi-orthogonal matrices, approximately: singular values land in [0.86, 1.14] (arXiv 2505.16932)."""
-    X = gradient_SMP / (gradient_SMP.norm(dim=(-2, -1), keepdim=True) * norm_scale + 1e-6)
+    """Nearly the nearest semi-orthogonal matrices: singular values in [0.86, 1.14] (arXiv 2505.16932)."""
+    X: Tensor = gradient_SMP / (gradient_SMP.norm(dim=(-2, -1), keepdim=True) * norm_scale + 1e-6)
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X
     for a, b, c in POLAR_EXPRESS_COEFFICIENTS[:steps]:

@@ -1,11 +1,12 @@
 """Causal sliding-window attention by blocks of queries: each block meets only the keys it may see.
 
-Memory and work grow with T x (window + block) instead of T x T. Plain torch operations that Inductor traces and
-fuses, forward and backward: two batched GEMMs forward, four backward, which is where a CPU with bf16 matrix units is
-fast (T 512, head dim 128: 2.7x the speed of SDPA's CPU kernel forward and backward). The backward keeps the
-probabilities in the compute dtype only; left to autograd they stay in float32 too.
+Memory and work grow with T x (window + block) instead of T x T. Plain torch operations that Inductor traces
+and fuses, forward and backward: two batched GEMMs forward, four backward, which is where a CPU with bf16
+matrix units is fast (T 512, head dim 128: 2.7x the speed of SDPA's CPU kernel forward and backward). The
+backward keeps the probabilities in the compute dtype only; left to autograd they stay in float32 too.
 
-Shapes: B batch, T tokens, H query heads, G key/value heads, K head dim, Q queries of a block, W keys of a block.
+Shapes: B batch, T tokens, H query heads, G key/value heads, K head dim, Q queries of a block, W keys of a
+block.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ def _probabilities(q_BHQK: Tensor, k_BHWK: Tensor, start: int, first_key: int, w
     queries_Q = torch.arange(start, start + q_BHQK.shape[2], device=q_BHQK.device)[:, None]
     keys_W = torch.arange(first_key, first_key + k_BHWK.shape[2], device=q_BHQK.device)[None, :]
     invisible_QW = (keys_W > queries_Q) | (keys_W < queries_Q - window)
-    logits_BHQW = (q_BHQK @ k_BHWK.transpose(-1, -2)).to(accumulation_dtype(q_BHQK)) * q_BHQK.shape[-1] ** -0.5
-    return logits_BHQW.masked_fill(invisible_QW, float("-inf")).softmax(-1).to(q_BHQK.dtype)
+    scale = q_BHQK.shape[-1] ** -0.5
+    logits_BHQW = (q_BHQK @ k_BHWK.transpose(-1, -2)).to(accumulation_dtype(q_BHQK)) * scale
+    probabilities_BHQW: Tensor = logits_BHQW.masked_fill(invisible_QW, float("-inf")).softmax(-1)
+    return probabilities_BHQW.to(q_BHQK.dtype)
 
 
 class _BlockedAttention(torch.autograd.Function):
@@ -58,7 +61,8 @@ class _BlockedAttention(torch.autograd.Function):
             first, last = _key_range(start, end, ctx.window)
             p_BHQW, grad_BHQK = probabilities[i], grad_BHTK[:, :, start:end]
             grad_p_BHQW = grad_BHQK @ v[:, :, first:last].transpose(-1, -2)
-            grad_logits = (p_BHQW.to(dtype) * (grad_p_BHQW.to(dtype) - row_BHT1[:, :, start:end]) * scale).to(q.dtype)
+            grad_logits = p_BHQW.to(dtype) * (grad_p_BHQW.to(dtype) - row_BHT1[:, :, start:end]) * scale
+            grad_logits = grad_logits.to(q.dtype)
             grad_q.append(grad_logits @ k[:, :, first:last])
             grad_k[:, :, first:last] += grad_logits.transpose(-1, -2) @ q[:, :, start:end]
             grad_v[:, :, first:last] += p_BHQW.transpose(-1, -2) @ grad_BHQK
@@ -68,7 +72,7 @@ class _BlockedAttention(torch.autograd.Function):
 def sliding_window_attention(
     q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int, block: int = 256
 ) -> Tensor:
-    """Attention over the query itself and `window` keys to its left; reference: `reference.sliding_window_attention`.
+    """Attention over a query itself and `window` keys to its left; reference: the function of the same name.
 
     Args:
         window: T or more is full causal attention.
@@ -78,5 +82,5 @@ def sliding_window_attention(
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    output: Tensor = _BlockedAttention.apply(q, k, v, window, block)
+    output: Tensor = _BlockedAttention.apply(q, k, v, window, block)  # type: ignore[no-untyped-call]
     return output.transpose(1, 2)

@@ -49,9 +49,12 @@ class Attention(nn.Module):
         k_BTGK = self.c_k(x_BTD).view(B, T, config.num_kv_heads, config.head_dim)
         v_BTGK = self.c_v(x_BTD).view(B, T, config.num_kv_heads, config.head_dim)
         if self.ve_gate is not None and value_embedding_BTD is not None:
-            gate_BTG = config.ve_gate_range * torch.sigmoid(self.ve_gate(x_BTD[..., : config.ve_gate_channels]))
+            gate_BTG = (
+                torch.sigmoid(self.ve_gate(x_BTD[..., : config.ve_gate_channels])) * config.ve_gate_range
+            )
             v_BTGK = v_BTGK + gate_BTG[..., None] * value_embedding_BTD.view_as(v_BTGK)
         q_BTHK = rms_norm(rotate(q_BTHK, cos, sin)) * config.qk_scale
         k_BTGK = rms_norm(rotate(k_BTGK, cos, sin)) * config.qk_scale
         y_BTHK = self.kernels.attention(q_BTHK, k_BTGK, v_BTGK, self.window)
-        return self.c_proj(y_BTHK.reshape(B, T, -1))
+        output_BTD: Tensor = self.c_proj(y_BTHK.reshape(B, T, -1))
+        return output_BTD

@@ -12,7 +12,7 @@ VOCAB_MULTIPLE = 64
 
 
 class InitConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Scales of the initial weights (nanochat's Run 6, with smear and backout filled; reference: PR #807's fix)."""
+    """Scales of the initial weights (nanochat's Run 6, with smear and backout filled; PR #807's fix)."""
 
     wte_std: float
     lm_head_std: float
@@ -38,7 +38,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int  # tokens the tokenizer knows; logits exist for these only
     vocab_padded: int
     sequence_length: int
-    window_sizes: tuple[int, ...]  # keys to the left that a query sees, one a layer; >= sequence_length is full
+    window_sizes: tuple[int, ...]  # keys to a query's left that it sees, a layer; >= sequence_length is full
     rope_base: float
     qk_scale: float
     softcap: float  # 0 = off
@@ -61,13 +61,13 @@ def padded_vocab(vocab_size: int) -> int:
 
 
 def window_sizes(pattern: str, depth: int, sequence_length: int, short_window: int) -> tuple[int, ...]:
-    """One window a layer: `pattern` ("S" short, "L" long) tiled over the depth, the last layer always long."""
+    """One window a layer: `pattern` ("S" short, "L" long) tiled over the depth, the last one long."""
     sizes = [short_window if pattern[i % len(pattern)] == "S" else sequence_length for i in range(depth)]
     return (*sizes[:-1], sequence_length)
 
 
 def value_embedding_layers(placement: str, depth: int) -> tuple[int, ...]:
-    """Layers that own a value embedding: every second one counted from the last ("alternate"), or none."""
+    """Layers with a value embedding: every second one counted from the last ("alternate"), or none."""
     if placement == "none":
         return ()
     return tuple(i for i in range(depth) if (depth - 1 - i) % 2 == 0)

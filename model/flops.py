@@ -35,7 +35,7 @@ def matmul_parameters(config: ModelConfig) -> int:
 
 
 def attention_flops_per_token(config: ModelConfig) -> int:
-    """Forward and backward of q k^T and p v: 12 x heads x head_dim x keys (PaLM, arXiv 2204.02311, appendix B).
+    """Forward and backward of q k^T and p v: 12 x heads x head_dim x keys (PaLM, arXiv 2204.02311, app. B).
 
     Keys are the window without the causal half, as nanochat and PaLM count, so MFU compares with theirs.
     """

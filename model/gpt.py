@@ -1,8 +1,8 @@
 """nanochat's GPT of Run 6: rotary positions, QK norm, relu^2, untied head, value embeddings, smear, backout.
 
 Parameters are float32 masters; activations are in one explicit compute dtype. The module is built on the meta
-device and filled by `init_weights` only. `forward` ends at the hidden states: the head belongs to the loss, which
-never holds all logits.
+device and filled by `init_weights` only. `forward` ends at the hidden states: the head belongs to the loss,
+which never holds all logits.
 
 Shapes: B batch, T tokens, D width, V vocabulary, L depth.
 """
@@ -30,7 +30,8 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        return self.c_proj(self.kernels.relu_squared(self.c_fc(x_BTD)))
+        output_BTD: Tensor = self.c_proj(self.kernels.relu_squared(self.c_fc(x_BTD)))
+        return output_BTD
 
 
 class Block(nn.Module):
@@ -44,7 +45,8 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, value_embedding_BTD: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         x_BTD = x_BTD + self.attn(rms_norm(x_BTD), value_embedding_BTD, cos, sin)
-        return x_BTD + self.mlp(rms_norm(x_BTD))
+        x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
+        return x_BTD
 
 
 class Smear(nn.Module):
@@ -131,7 +133,7 @@ class GPT(nn.Module):
 
 @torch.no_grad()
 def init_weights(model: GPT, generator: torch.Generator) -> None:
-    """Fill every parameter and buffer, from one generator on the CPU so that every device starts from the same bits.
+    """Fill every parameter and buffer, from one generator on the CPU: every device starts from the same bits.
 
     | parameter | distribution |
     | --- | --- |
@@ -156,6 +158,7 @@ def init_weights(model: GPT, generator: torch.Generator) -> None:
     for table in model.value_embeds.values():
         uniform(table, -bound, bound)
     for block in model.blocks:
+        assert isinstance(block, Block)
         for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
             uniform(matrix.weight, -bound, bound)
         uniform(block.mlp.c_fc.weight, -bound * init.c_fc_scale, bound * init.c_fc_scale)

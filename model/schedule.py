@@ -1,4 +1,4 @@
-"""Learning rate, momentum and weight decay at a step: pure functions of (step, total steps). Imports no torch."""
+"""Learning rate, momentum and weight decay at a step: pure functions of (step, steps). Imports no torch."""
 
 from __future__ import annotations
 

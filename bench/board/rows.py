@@ -11,7 +11,10 @@ from bench.records.schema import Record
 from bench.spec.track import NamedTrack
 
 # 97.5 % quantiles of Student's t by degrees of freedom; beyond the table the normal's.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131),
+)
 NORMAL_975 = 1.960
 
 
@@ -20,7 +23,7 @@ class Estimate(NamedTuple):
 
     mean: float
     half_width: float | None
-    count: int
+    num_seeds: int
 
 
 class Row(NamedTuple):
@@ -42,7 +45,7 @@ class Row(NamedTuple):
     complete: bool  # every seed of the track, none diverged
     num_diverged: int
     warnings: list[str]
-    records: list[Record]
+    num_unscored: int
 
 
 def estimate(values: list[float]) -> Estimate:
@@ -55,7 +58,7 @@ def estimate(values: list[float]) -> Estimate:
 
 
 def rows_of(track: NamedTrack, records: list[Record]) -> list[Row]:
-    """The track's rows, best first; complete rows before provisional ones."""
+    """The track's rows, best first, complete before provisional ones; the records' order does not matter."""
     groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.identity.track == track.name:
@@ -63,19 +66,47 @@ def rows_of(track: NamedTrack, records: list[Record]) -> list[Row]:
             groups[key].append(record)
     rows = [row for group in groups.values() if (row := _row(track, group)) is not None]
     sign = 1.0 if track.track.score.better == "lower" else -1.0
-    if track.track.score.rank_by == "metric":
-        return sorted(rows, key=lambda row: (not row.complete, sign * row.score.mean, row.recipe))
-    return sorted(rows, key=lambda row: (not row.complete, row.official_s.mean, row.recipe))
+    by_metric = track.track.score.rank_by == "metric"
+
+    def place(row: Row) -> tuple[bool, float, str, str]:
+        return (
+            not row.complete,
+            sign * row.score.mean if by_metric else row.official_s.mean,
+            row.recipe,
+            row.recipe_sha256,
+        )
+
+    return sorted(rows, key=place)
+
+
+def only_diverged(track: NamedTrack, records: list[Record]) -> dict[str, int]:
+    """Recipes none of whose runs finished, and how many runs they had."""
+    here = [record for record in records if record.identity.track == track.name]
+    finished = {record.identity.recipe for record in here if record.status == "ok"}
+    lost = sorted(record.identity.recipe for record in here if record.identity.recipe not in finished)
+    return {recipe: lost.count(recipe) for recipe in lost}
+
+
+def first_runs(group: list[Record]) -> list[Record]:
+    """The first run of every seed, by seed: repeating a seed until it comes out well changes no row."""
+    by_seed: dict[int, Record] = {}
+    for record in sorted(group, key=lambda record: (record.created, record.events_sha256_tip), reverse=True):
+        by_seed[record.identity.seed_index] = record
+    return [by_seed[seed_index] for seed_index in sorted(by_seed)]
 
 
 def _row(track: NamedTrack, group: list[Record]) -> Row | None:
-    finished = [record for record in group if record.status == "ok" and record.scores.value is not None]
+    runs = first_runs(group)
+    finished = [record for record in runs if record.status == "ok" and record.scores.value is not None]
     if not finished:
         return None
     scores = [record.scores.value for record in finished if record.scores.value is not None]
-    needed = set(range(track.track.seeds.count))
-    seeds = sorted(record.identity.seed_index for record in finished)
+    seeds = [record.identity.seed_index for record in finished]
     first = finished[0]
+    mfus = [record.timing.mfu for record in finished if record.timing.mfu is not None]
+    warnings = {warning for record in finished for warning in record.warnings}
+    if len(group) > len(runs):
+        warnings.add(f"{len(group) - len(runs)} run(s) repeated a seed; the first of each seed counts")
     return Row(
         recipe=first.identity.recipe,
         title=first.identity.recipe_title,
@@ -87,27 +118,32 @@ def _row(track: NamedTrack, group: list[Record]) -> Row | None:
         tokens_per_s=statistics.median(record.timing.tokens_per_s_median for record in finished),
         cold_s=max(record.timing.cold_s for record in finished),
         peak_bytes=max(record.memory.peak_bytes for record in finished),
-        mfu=statistics.fmean(mfus) if (mfus := [r.timing.mfu for r in finished if r.timing.mfu is not None]) else None,
-        machine=_machine(first),
+        mfu=statistics.fmean(mfus) if mfus else None,
+        machine=" / ".join(sorted({_machine(record) for record in finished})),
         seeds=seeds,
-        complete=needed <= set(seeds) and _reached(track, finished),
-        num_diverged=len(group) - len(finished),
-        warnings=sorted({warning for record in finished for warning in record.warnings}),
-        records=finished,
+        complete=set(range(track.track.seeds.count)) <= set(seeds) and _reached(track, finished),
+        num_diverged=sum(record.status == "diverged" for record in runs),
+        warnings=sorted(warnings),
+        num_unscored=sum(record.status == "ok" and record.scores.value is None for record in runs),
     )
 
 
 def _reached(track: NamedTrack, finished: list[Record]) -> bool:
-    """Whether the mean passes the track's target, where it has one."""
+    """Whether every seed passes the track's target, where it has one."""
     score = track.track.score
     if not score.target:
         return True
-    mean = statistics.fmean(record.scores.value or 0.0 for record in finished)
-    return mean >= score.target if score.better == "higher" else mean <= score.target
+    values = [record.scores.value for record in finished if record.scores.value is not None]
+    return min(values) >= score.target if score.better == "higher" else max(values) <= score.target
 
 
 def _machine(record: Record) -> str:
-    facts = record.machine.facts
-    if facts["device_kind"] == "cpu":
+    facts = {
+        "cpu_model": "?",
+        "cpu_cores": "?",
+        "device_count": "?",
+        "device_name": "?",
+    } | record.machine.facts
+    if facts.get("device_kind") == "cpu":
         return f"{facts['cpu_model']}, {facts['cpu_cores']} cores"
     return f"{facts['device_count']}x {facts['device_name']}"

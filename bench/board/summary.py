@@ -13,12 +13,14 @@ def summary(record: Record, path: Path, board: Path) -> str:
     timing, scores, shape = record.timing, record.scores, record.shape
     spent = sorted(((s, name) for name, s in timing.ledger.items() if s >= 0.05), reverse=True)
     mfu = "n/a" if timing.mfu is None else f"{timing.mfu:.1%}"
+    smoothed = scores.final_train_loss_smoothed
+    loss = "not finite" if smoothed is None else f"{smoothed:.4f}"
+    score = record.status if scores.val_bpb is None else f"val_bpb {scores.val_bpb:.4f}"
     lines = [
         "",
-        f"{record.identity.recipe} on {record.identity.track}, seed {record.identity.seed_index}: "
-        f"val_bpb {scores.val_bpb:.4f}" if scores.val_bpb is not None else f"{record.identity.recipe}: {record.status}",
-        f"  trained   {shape.tokens:,} tokens in {shape.steps} steps, {duration(timing.official_s)} official "
-        f"({duration(timing.cold_s)} with compile), loss {scores.final_train_loss_smoothed:.4f}",
+        f"{record.identity.recipe} on {record.identity.track}, seed {record.identity.seed_index}: {score}",
+        f"  trained   {shape.tokens:,} tokens in {shape.steps:,} steps, "
+        f"{duration(timing.official_s)} official ({duration(timing.cold_s)} with compile), loss {loss}",
         f"  speed     {timing.tokens_per_s_median:,.0f} tok/s median, "
         f"{timing.tokens_per_s_median * shape.flops_per_token / 1e9:,.0f} GFLOP/s, MFU {mfu}",
         f"  memory    {size(record.memory.peak_bytes)} peak ({record.memory.method}), "

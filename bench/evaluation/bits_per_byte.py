@@ -1,8 +1,8 @@
 """Bits per byte of the validation text, by two definitions; the harness scores, the model only predicts.
 
-`bpb-documents-v1`: every byte of a fixed list of documents is scored once; a document is its own row or rows, so the
-value does not depend on batch, packing, world size or the tokenizer's byte table. `bpb-bestfit-v1`: nanochat's own,
-over best-fit packed rows, for comparison with published figures only.
+`bpb-documents-v1`: every byte of a fixed list of documents is scored once; a document is its own row or rows,
+so the value does not depend on batch, packing, world size or the tokenizer's byte table. `bpb-bestfit-v1`:
+nanochat's own, over best-fit packed rows, for comparison with published figures only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from model.gpt import GPT
 
 DOCUMENTS_METRIC = "bpb-documents-v1"
 BESTFIT_METRIC = "bpb-bestfit-v1"
+LARGEST_BLOCK_ROWS = 64
 
 
 class BitsPerByte(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +48,11 @@ def _token_losses(model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def documents_bpb(
-    model: GPT, prepared: Prepared, rows: int, device: torch.device, progress: Callable[[int], None] | None = None
+    model: GPT,
+    prepared: Prepared,
+    rows: int,
+    device: torch.device,
+    progress: Callable[[int], None] | None = None,
 ) -> BitsPerByte:
     """`bpb-documents-v1`.
 
@@ -74,11 +79,19 @@ def documents_bpb(
 
 
 @torch.no_grad()
-def bestfit_bpb(model: GPT, prepared: Prepared, rows: int, num_tokens: int, device: torch.device) -> BitsPerByte:
-    """`bpb-bestfit-v1` over whole batches of about `num_tokens`; special tokens count neither nats nor bytes."""
+def bestfit_bpb(
+    model: GPT, prepared: Prepared, rows: int, num_tokens: int, device: torch.device
+) -> BitsPerByte:
+    """`bpb-bestfit-v1` over about `num_tokens`; special tokens count neither nats nor bytes.
+
+    Args:
+        rows: rows at once; the value does not depend on it.
+    """
     nats, num_bytes, tokens = 0.0, 0, 0
     byte_lengths = torch.from_numpy(prepared.byte_lengths.copy())
-    for batch in bestfit_batches(prepared, model.config.sequence_length, rows, num_tokens):
+    T = model.config.sequence_length
+    num_rows, rows = whole_rows(num_tokens // T, rows)
+    for batch in bestfit_batches(prepared, T, rows, num_rows * T):
         inputs, targets = torch.from_numpy(batch.inputs).to(device), torch.from_numpy(batch.targets)
         counted = byte_lengths[targets] > 0
         nats += float(_token_losses(model, inputs, targets.to(device))[counted].sum())
@@ -86,8 +99,17 @@ def bestfit_bpb(model: GPT, prepared: Prepared, rows: int, num_tokens: int, devi
         tokens += int(counted.sum())
     return BitsPerByte(
         metric_id=BESTFIT_METRIC,
-        value=nats / (math.log(2.0) * num_bytes) if num_bytes else math.inf,
+        value=nats / (math.log(2.0) * num_bytes),
         nats=nats,
         num_bytes=num_bytes,
         num_tokens=tokens,
     )
+
+
+def whole_rows(num_rows: int, rows: int) -> tuple[int, int]:
+    """(rows to score, rows at once): the first depends on `num_rows` alone, the second divides it.
+
+    nanochat scores whole batches of its device's size, so its value changes with the memory of the device.
+    """
+    block = min(LARGEST_BLOCK_ROWS, 1 << (max(num_rows, 1).bit_length() - 1))
+    return max(num_rows // block, 1) * block, math.gcd(block, rows)

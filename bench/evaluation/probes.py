@@ -1,4 +1,4 @@
-"""Probes that run with every evaluation: is what was scored a causal, normalised, frozen probability model?"""
+"""Probes of what was scored: is it a causal, normalised, frozen probability model?"""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def probe(model: GPT, device: torch.device, seed: int) -> Probes:
     """Run all probes on random tokens.
 
     Raises:
-        VerificationFailed: a later token changes an earlier logit, probabilities do not sum to 1, or the loss is not
-            that of the model's own logits.
+        VerificationFailed: a later token changes an earlier logit, probabilities do not sum to 1, or the loss
+            is not that of the model's own logits.
     """
     vocab = model.config.vocab_size
     T = min(PROBE_TOKENS, model.config.sequence_length)
@@ -90,10 +90,13 @@ def _check(probes: Probes, flip: int, any_later_change: bool) -> None:
             "the score of a model that sees its target is void; look at attention masks and shifts",
         )
     if not any_later_change:
-        raise VerificationFailed("the logits do not depend on the tokens at all", "the model predicts a constant")
+        raise VerificationFailed(
+            "the logits do not depend on the tokens at all", "the model predicts a constant"
+        )
     if not probes.normalisation_max_error <= NORMALISATION_TOLERANCE:
         raise VerificationFailed(
-            f"probabilities sum to 1 only within {probes.normalisation_max_error:.3g}", "logits are not finite"
+            f"probabilities sum to 1 only within {probes.normalisation_max_error:.3g}",
+            "logits are not finite",
         )
     if not probes.loss_max_error <= 1e-2:
         raise VerificationFailed(

@@ -53,9 +53,9 @@ class Console:
 
 def duration(seconds: float) -> str:
     """`47 s`, `3 m 05 s`, `2 h 07 m`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
     if minutes < 60:
         return f"{minutes} m {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} m"

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from bench.errors import PlanRefused
-from bench.host.machine import MachineFacts, hardware_class
+from bench.errors import DataError, PlanRefused
+from bench.host.machine import Kind, MachineFacts, detect, hardware_class
 from bench.host.mps import mps_refusals
 from bench.host.peaks import device_of_class, known_device
-from bench.spec.plan import Plan, PlanMachine
-from bench.spec.track import NamedTrack
+from bench.spec.plan import Plan, PlanMachine, make_plan
+from bench.spec.submission import Submission, load
+from bench.spec.track import NamedTrack, load_track, load_tracks, on_track
+from bench.spec.workspace import Workspace
 
-# Share of the declared peak a training step is predicted to reach before one was measured: nanochat's published runs
-# reach 50 to 59 % on 8xH100 at d24 (README table at 92d63d4); smaller models less.
+# Share of the declared peak a training step is predicted to reach before one was measured: nanochat's
+# published runs reach 50 to 59 % on 8xH100 at d24 (README table at 92d63d4); smaller models less.
 PREDICTED_MFU = 0.45
 
 
@@ -42,10 +45,49 @@ def read_rates(path: Path) -> Rates:
 def remember_rate(path: Path, key: str, flops_per_s: float) -> None:
     """Keep the newest rate of a run."""
     rates = Rates({**read_rates(path).flops_per_s, key: flops_per_s})
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_bytes(msgspec.json.encode(rates))
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(msgspec.json.encode(rates))
+        part.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}", "free space or mend the permissions of the data folder"
+        ) from error
+
+
+class Planned(NamedTuple):
+    """A recipe planned on a machine, and what led to it."""
+
+    submission: Submission
+    track: NamedTrack
+    plan: Plan
+    facts: MachineFacts
+    sentence: str  # why the track is not the recipe's own; "" where it is
+
+
+def plan_here(
+    path: Path,
+    track_name: str | None,
+    kind: Kind | None,
+    space: Workspace,
+    environment: Mapping[str, str],
+    own_by_default: bool,
+) -> Planned:
+    """The recipe at `path` planned on this machine, on the track named, its own, or the largest met here."""
+    submission = load(path, space.submissions)
+    facts = detect(kind, environment=environment)
+    if track_name is not None or own_by_default:
+        track, sentence = load_track(track_name or submission.recipe.track, space.tracks), ""
+    else:
+        own = load_track(submission.recipe.track, space.tracks)
+        track, sentence = default_track(own, load_tracks(space.tracks), facts)
+    recipe = on_track(submission.recipe, track.track, submission.name)
+    rates = read_rates(space.data / "rates.json")
+    machine = plan_machine(facts, track, recipe.precision.compute, recipe.model.depth, rates)
+    made = make_plan(submission, track, machine)
+    refusals = made.refusals + device_refusals(made, facts, environment)
+    return Planned(submission, track, msgspec.structs.replace(made, refusals=refusals), facts, sentence)
 
 
 def plan_machine(facts: MachineFacts, track: NamedTrack, dtype: str, depth: int, rates: Rates) -> PlanMachine:
@@ -72,7 +114,9 @@ def plan_machine(facts: MachineFacts, track: NamedTrack, dtype: str, depth: int,
         device_memory_bytes=facts.device_memory_bytes,
         flops_per_s=rate,
         rate_source=source,
-        compile_refusal="the Metal backend of torch.compile is a prototype" if facts.device_kind == "mps" else "",
+        compile_refusal="the Metal backend of torch.compile is a prototype"
+        if facts.device_kind == "mps"
+        else "",
     )
 
 
@@ -113,7 +157,9 @@ def device_refusals(plan: Plan, facts: MachineFacts, environment: Mapping[str, s
     )
 
 
-def default_track(own: NamedTrack | None, tracks: list[NamedTrack], facts: MachineFacts) -> tuple[NamedTrack, str]:
+def default_track(
+    own: NamedTrack | None, tracks: list[NamedTrack], facts: MachineFacts
+) -> tuple[NamedTrack, str]:
     """The track a recipe runs on here, and a sentence when it is not the recipe's own.
 
     Args:
@@ -130,4 +176,7 @@ def default_track(own: NamedTrack | None, tracks: list[NamedTrack], facts: Machi
         )
     chosen = fitting[-1]
     needed = own.track.hardware.machine_class if own else "unknown"
-    return chosen, f"this machine is {machine_class}, track {own.name if own else '?'} needs {needed}: on {chosen.name}"
+    return (
+        chosen,
+        f"this machine is {machine_class}, track {own.name if own else '?'} needs {needed}: on {chosen.name}",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +24,14 @@ def provenance(root: Path) -> Provenance:
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return Provenance("unknown", "")
-    changed = _git(root, "diff", "HEAD", "--", *CODE) or b""
-    untracked = (_git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE) or b"").decode().split("\n")
+    # A user's own differ or text conversion must not change the hash, nor run.
+    changed = _git(root, "diff", "--no-ext-diff", "--no-textconv", "--binary", "HEAD", "--", *CODE) or b""
+    untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE) or b""
     digest = hashlib.sha256(changed)
-    files = sorted(name for name in untracked if name)
+    files = sorted(name for name in untracked.split(b"\0") if name)
     for name in files:
-        digest.update(name.encode() + b"\0" + (root / name).read_bytes())
+        path = root / os.fsdecode(name)
+        digest.update(name + b"\0" + (path.read_bytes() if path.is_file() else b""))
     return Provenance(commit.decode().strip(), digest.hexdigest() if changed or files else "")
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from bench.data.corpus import Corpus
-from bench.data.loader import Progress
+from bench.data.loader import Progress as Coverage
 from bench.data.prepared import Prepared
 from bench.evaluation.bits_per_byte import BitsPerByte
 from bench.evaluation.probes import Probes
@@ -20,9 +19,10 @@ from bench.host.peaks import declared_peak, mfu
 from bench.host.power import Energy
 from bench.host.provenance import Provenance
 from bench.records import schema
+from bench.records.progress import RunProgress
 from bench.spec.plan import Plan
 from bench.spec.submission import Submission, short_name
-from bench.spec.track import NamedTrack
+from bench.spec.track import NamedTrack, Score
 
 FREE_STEPS_OF_NANOCHAT = 11  # base_train.py counts `if step > 10`, from 0
 SMOOTHING = 0.9
@@ -30,11 +30,20 @@ UNSTEADY_P90 = 1.25  # p90 over median of the step times
 WAITING_SHARE = 0.02
 
 
+class Outcome(NamedTuple):
+    """What training and evaluation came to; the scores are None for a diverged run."""
+
+    coverage: Coverage
+    energy: Energy
+    documents: BitsPerByte | None
+    bestfit: BitsPerByte | None
+    probes: Probes | None
+
+
 class Measured(NamedTuple):
     """What the conductor measured and collected."""
 
     submission: Submission
-    base_name: str
     track: NamedTrack
     plan: Plan
     facts: MachineFacts
@@ -45,42 +54,25 @@ class Measured(NamedTuple):
     seed: int
     corpus: Corpus
     prepared: Prepared
-    progress: Progress
-    steps: int
-    losses: list[float]
-    logged: list[tuple[int, float]]  # (step, official seconds)
-    bpbs: list[tuple[int, float]]
-    documents: BitsPerByte | None
-    bestfit: BitsPerByte | None
-    probes: Probes | None
+    progress: RunProgress
+    outcome: Outcome
     ledger: dict[str, float]
-    carried_s: dict[str, float]
-    num_resumes: int
     memory: PeakMemory
-    energy: Energy
     features: dict[str, float]
     warnings: list[str]
     events_tip: str
-    num_events: int
     image_digest: str
 
 
 def assemble(measured: Measured) -> schema.Record:
-    """The record; `status` is "diverged" when the last loss is not finite."""
-    diverged = not measured.losses or not math.isfinite(measured.losses[-1])
+    """The record; `status` is "diverged" when the run stopped at a number that is not finite."""
     timing = _timing(measured)
     return schema.Record(
         schema=schema.SCHEMA,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        status="diverged" if diverged else "ok",
+        status="ok" if measured.progress.diverged_at is None else "diverged",
         identity=_identity(measured),
-        machine=schema.Machine(
-            machine_class=hardware_class(measured.facts),
-            facts=msgspec.to_builtins(measured.facts),
-            settings=measured.settings,
-            load_average=measured.facts.load_average,
-            num_competing_processes=measured.num_competing,
-        ),
+        machine=_machine(measured),
         data=_data(measured),
         shape=_shape(measured),
         timing=timing,
@@ -91,19 +83,13 @@ def assemble(measured: Measured) -> schema.Record:
             predicted_peak_bytes=measured.plan.predicted_peak_bytes,
         ),
         energy=_energy(measured, timing),
-        scores=_scores(measured, diverged),
-        curves=schema.Curves(
-            losses=measured.losses,
-            logged_steps=[step for step, _ in measured.logged],
-            logged_seconds=[round(seconds, 4) for _, seconds in measured.logged],
-            bpb_steps=[step for step, _ in measured.bpbs],
-            bpbs=[bpb for _, bpb in measured.bpbs],
-        ),
+        scores=_scores(measured),
+        curves=_curves(measured.progress),
         proofs=[],
         features=measured.features,
         warnings=measured.warnings + _judge(measured, timing),
         events_sha256_tip=measured.events_tip,
-        num_events=measured.num_events,
+        num_events=measured.progress.num_events,
     )
 
 
@@ -129,6 +115,16 @@ def _identity(measured: Measured) -> schema.Identity:
     )
 
 
+def _machine(measured: Measured) -> schema.Machine:
+    return schema.Machine(
+        machine_class=hardware_class(measured.facts),
+        facts=msgspec.to_builtins(measured.facts),
+        settings=measured.settings,
+        load_average=measured.facts.load_average,
+        num_competing_processes=measured.num_competing,
+    )
+
+
 def _data(measured: Measured) -> schema.DataUsed:
     facts = measured.prepared.facts
     return schema.DataUsed(
@@ -143,13 +139,13 @@ def _data(measured: Measured) -> schema.DataUsed:
         duplicates_removed=facts.num_duplicates_removed,
         shingle_overlap=facts.shingle_overlap,
         train_tokens_available=facts.train.num_tokens,
-        train_tokens_unique=measured.progress.unique_tokens,
-        epochs=measured.progress.epochs_seen,
+        train_tokens_unique=measured.outcome.coverage.unique_tokens,
+        epochs=measured.outcome.coverage.epochs_seen,
     )
 
 
 def _shape(measured: Measured) -> schema.Shape:
-    plan, tokens = measured.plan, measured.steps * measured.plan.batch_tokens
+    plan, tokens = measured.plan, measured.progress.step * measured.plan.batch_tokens
     return schema.Shape(
         depth=plan.layers,
         width=plan.width,
@@ -157,7 +153,7 @@ def _shape(measured: Measured) -> schema.Shape:
         parameters_total=plan.parameters_total,
         scaling_parameters=plan.scaling_parameters,
         sequence_length=plan.model.sequence_length,
-        steps=measured.steps,
+        steps=measured.progress.step,
         batch_tokens=plan.batch_tokens,
         tokens=tokens,
         device_sequences=plan.device_sequences,
@@ -184,91 +180,120 @@ def step_seconds(logged: list[tuple[int, float]], first_step: int = 0) -> list[f
 
 
 def _timing(measured: Measured) -> schema.Timing:
-    ledger = {name: seconds for name, seconds in measured.ledger.items() if name != "wall_s"}
-    ledger = {name: seconds + measured.carried_s.get(name, 0.0) for name, seconds in ledger.items()}
+    carried_s = measured.progress.carried_s
+    ledger = {
+        name: seconds + carried_s.get(name, 0.0)
+        for name, seconds in measured.ledger.items()
+        if name != "wall_s"
+    }
     official = ledger["train"] + ledger["data_wait"]
-    steps = step_seconds(measured.logged)
+    steps = step_seconds(measured.progress.logged)
     median = statistics.median(steps) if steps else 0.0
     rate = measured.plan.batch_tokens / median if median else 0.0
-    peak = declared_peak(measured.facts, measured.plan.recipe.precision.compute, num_devices=measured.plan.world_size)
+    peak = declared_peak(
+        measured.facts, measured.plan.recipe.precision.compute, num_devices=measured.plan.world_size
+    )
     return schema.Timing(
         ledger=ledger,
-        wall_s=measured.ledger["wall_s"] + sum(measured.carried_s.values()),
+        wall_s=measured.ledger["wall_s"] + sum(carried_s.values()),
         official_s=official,
         cold_s=official + ledger["compile"] + ledger["warmup"],
-        nanochat_rule_s=sum(steps[FREE_STEPS_OF_NANOCHAT:]),
+        nanochat_rule_s=sum(steps[FREE_STEPS_OF_NANOCHAT:], 0.0),
         step_median_s=median,
         step_p90_s=statistics.quantiles(steps, n=10)[-1] if len(steps) > 1 else median,
         tokens_per_s_median=rate,
         mfu=mfu(rate * measured.plan.flops_per_token, peak),
         mfu_source=peak.source if peak else "no declared peak for this device",
         data_wait_share=ledger["data_wait"] / official if official else 0.0,
-        num_resumes=measured.num_resumes,
+        num_resumes=measured.progress.num_resumes,
     )
 
 
 def _energy(measured: Measured, timing: schema.Timing) -> schema.EnergyUsed:
-    hardware = measured.track.track.hardware
+    hardware, energy = measured.track.track.hardware, measured.outcome.energy
     dollars = timing.official_s / 3600 * hardware.device_count * hardware.dollars_per_device_hour
+    is_whole = not measured.progress.num_resumes
     return schema.EnergyUsed(
-        joules=measured.energy.joules,
-        method=measured.energy.method,
-        reason=measured.energy.reason or "",
-        throttle_reasons=list(measured.energy.throttle_reasons),
+        joules=energy.joules if is_whole else None,
+        method=energy.method if is_whole else "none",
+        reason=(energy.reason or "") if is_whole else "resumed: what earlier processes used is not known",
+        throttle_reasons=list(energy.throttle_reasons),
         dollars=dollars or None,
     )
 
 
-def _scores(measured: Measured, diverged: bool) -> schema.Scores:
-    score = measured.track.track.score
-    val_bpb = measured.documents.value if measured.documents else None
+def _curves(progress: RunProgress) -> schema.Curves:
+    return schema.Curves(
+        losses=progress.losses,
+        logged_steps=[step for step, _ in progress.logged],
+        logged_seconds=[round(seconds, 4) for _, seconds in progress.logged],
+        bpb_steps=[step for step, _ in progress.bpbs],
+        bpbs=[bpb for _, bpb in progress.bpbs],
+    )
+
+
+def _scores(measured: Measured) -> schema.Scores:
+    score, losses, outcome = measured.track.track.score, measured.progress.losses, measured.outcome
+    documents, bestfit = outcome.documents, outcome.bestfit
+    val_bpb = documents.value if documents else None
     value = val_bpb if score.metric == "val_bpb" else None
-    reached = None
-    if score.target and value is not None:
-        reached = value <= score.target if score.better == "lower" else value >= score.target
-    bpbs = [bpb for _, bpb in measured.bpbs]
-    probes: dict[str, Any] = msgspec.to_builtins(measured.probes) if measured.probes else {}
+    probes = msgspec.to_builtins(outcome.probes) if outcome.probes else {}
     return schema.Scores(
         metric=score.metric,
         metric_id=score.metric_id,
-        value=None if diverged else value,
-        reached_target=reached,
+        value=value,
+        reached_target=_reached(value, score),
         val_bpb=val_bpb,
-        val_bpb_bestfit=measured.bestfit.value if measured.bestfit else None,
-        min_val_bpb=min(bpbs) if bpbs else None,
+        val_bpb_bestfit=bestfit.value if bestfit else None,
+        min_val_bpb=min((bpb for _, bpb in measured.progress.bpbs), default=None),
         core=None,
-        final_train_loss=measured.losses[-1] if measured.losses and not diverged else 0.0,
-        final_train_loss_smoothed=_smoothed(measured.losses) if not diverged else 0.0,
-        evaluation_bytes=measured.documents.num_bytes if measured.documents else 0,
-        evaluation_tokens=measured.documents.num_tokens if measured.documents else 0,
+        final_train_loss=losses[-1] if losses else None,
+        final_train_loss_smoothed=_smoothed(losses),
+        evaluation_bytes=documents.num_bytes if documents else 0,
+        evaluation_tokens=documents.num_tokens if documents else 0,
         probes={name: value for name, value in probes.items() if name != "weights_sha256"},
         weights_sha256=probes.get("weights_sha256", ""),
     )
 
 
-def _smoothed(losses: list[float]) -> float:
+def _reached(value: float | None, score: Score) -> bool | None:
+    """Whether the score passes the track's target; None without a target or a score."""
+    if value is None or not score.target:
+        return None
+    return value <= score.target if score.better == "lower" else value >= score.target
+
+
+def _smoothed(losses: list[float]) -> float | None:
     """Debiased exponential average, as nanochat logs it."""
     average = 0.0
     for loss in losses:
         average = SMOOTHING * average + (1.0 - SMOOTHING) * loss
-    return average / (1.0 - SMOOTHING ** len(losses)) if losses else 0.0
+    return average / (1.0 - SMOOTHING ** len(losses)) if losses else None
 
 
 def _judge(measured: Measured, timing: schema.Timing) -> list[str]:
     """What the harness thinks of its own number."""
     warnings = []
+    if measured.progress.diverged_at is not None:
+        warnings.append(
+            f"diverged at step {measured.progress.diverged_at}: its loss or its weights are not finite"
+        )
     if timing.step_median_s and timing.step_p90_s / timing.step_median_s > UNSTEADY_P90:
-        warnings.append(f"unsteady: p90 of the step time is {timing.step_p90_s / timing.step_median_s:.2f} x the median")
+        warnings.append(
+            f"unsteady: p90 of the step time is {timing.step_p90_s / timing.step_median_s:.2f} x the median"
+        )
     if timing.data_wait_share > WAITING_SHARE:
         warnings.append(f"data wait is {timing.data_wait_share:.1%} of the official time")
     if measured.num_competing:
         warnings.append(f"{measured.num_competing} other process(es) used the processor at the start")
-    if measured.progress.epochs_seen > 1:
-        warnings.append(f"training text repeated: {measured.progress.epochs_seen:.2f} epochs")
+    if measured.outcome.coverage.epochs_seen > 1:
+        warnings.append(f"training text repeated: {measured.outcome.coverage.epochs_seen:.2f} epochs")
     if measured.provenance.dirty_sha256:
         warnings.append("the code differs from its commit")
-    if measured.num_resumes:
-        warnings.append(f"resumed {measured.num_resumes} time(s); steps lost to the interruption are not timed")
-    if measured.energy.throttle_reasons:
-        warnings.append(f"clocks were held back: {', '.join(measured.energy.throttle_reasons)}")
+    if measured.progress.num_resumes:
+        warnings.append(
+            f"resumed {measured.progress.num_resumes} time(s); steps lost to the interruption are not timed"
+        )
+    if measured.outcome.energy.throttle_reasons:
+        warnings.append(f"clocks were held back: {', '.join(measured.outcome.energy.throttle_reasons)}")
     return warnings

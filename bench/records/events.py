@@ -1,4 +1,4 @@
-"""The event log of a run: one JSON line an event, each chained to the one before by its hash. Imports no torch.
+"""The event log of a run: one JSON line an event, each chained to the one before. Imports no torch.
 
 Keys follow MLPerf's logging where it has one (run_start, run_stop, eval_accuracy), so an exporter is short.
 """
@@ -30,15 +30,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 def chained(previous_hash: str, key: str, time_s: float, value: dict[str, Any]) -> Event:
     """The event that follows `previous_hash`."""
     body = msgspec.json.encode({"key": key, "time_s": time_s, "value": value}, order="deterministic")
-    return Event(key=key, time_s=time_s, value=value, hash=hashlib.sha256(previous_hash.encode() + body).hexdigest())
+    return Event(
+        key=key, time_s=time_s, value=value, hash=hashlib.sha256(previous_hash.encode() + body).hexdigest()
+    )
 
 
 class EventLog:
-    """Appends events to a file; every line is on the disk when `append` returns to its caller's next checkpoint.
+    """Appends events to a file; `sync` brings every line so far to the disk, as before a checkpoint.
 
     Args:
         path: created if absent.
-        resume_at: (bytes, tip) of the log at the checkpoint a resumed run continues from; what follows is dropped.
+        resume_at: (bytes, tip) of the log at the checkpoint a resumed run starts from; the rest is cut.
     """
 
     def __init__(self, path: Path, resume_at: tuple[int, str] | None = None) -> None:
@@ -46,6 +48,8 @@ class EventLog:
         self.tip = GENESIS
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if resume_at:
+                _require_prefix(path, *resume_at)
             self._file = path.open("r+b" if resume_at else "wb")
             if resume_at:
                 self._file.truncate(resume_at[0])
@@ -66,7 +70,9 @@ class EventLog:
             self._file.write(msgspec.json.encode(event, order="deterministic") + b"\n")
             self._file.flush()
         except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}", "free disk space and run with --resume") from error
+            raise DataError(
+                f"{self.path}: {error.strerror}", "free disk space and run with --resume"
+            ) from error
         self.tip = event.hash
 
     def sync(self) -> None:
@@ -79,19 +85,34 @@ class EventLog:
         self._file.close()
 
 
+def _require_prefix(path: Path, num_bytes: int, tip: str) -> None:
+    """Refuse to continue a log that does not lead to the checkpoint: the chain would break there."""
+    found, data = GENESIS, path.read_bytes()[:num_bytes]
+    for event in read_events(data, path.name):
+        found = event.hash
+    if len(data) != num_bytes or found != tip:
+        raise VerificationFailed(
+            f"{path}: does not lead to the checkpoint", "remove the run's folder and start again"
+        )
+
+
 def read_events(data: bytes, source: str) -> Iterator[Event]:
-    """Events of a log, each checked against the chain.
+    """Events of a log, each checked against the chain and byte for byte.
 
     Raises:
         VerificationFailed: the first line that is damaged, dropped, reordered or altered.
     """
-    tip = GENESIS
-    for number, line in enumerate(data.splitlines(), start=1):
+    tip, hint = GENESIS, "the log was edited or cut"
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
         try:
             event = msgspec.json.decode(line, type=Event)
-        except msgspec.DecodeError as error:
-            raise VerificationFailed(f"{source}:{number}: not an event: {error}", "the log was edited or cut") from error
-        if chained(tip, event.key, event.time_s, event.value).hash != event.hash:
-            raise VerificationFailed(f"{source}:{number}: breaks the hash chain", "the log was edited or cut")
+        except (ValueError, RecursionError) as error:  # msgspec's DecodeError, and text that is not UTF-8
+            raise VerificationFailed(f"{source}:{number}: not an event: {error}", hint) from error
+        follows = chained(tip, event.key, event.time_s, event.value)
+        if follows.hash != event.hash or msgspec.json.encode(follows, order="deterministic") != line:
+            raise VerificationFailed(f"{source}:{number}: breaks the hash chain", hint)
         tip = event.hash
         yield event
+    if lines[-1]:
+        raise VerificationFailed(f"{source}:{len(lines)}: not a whole line", hint)

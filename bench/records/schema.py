@@ -6,6 +6,7 @@ Every figure the board shows is a function of these fields. Sizes are bytes, tim
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -136,8 +137,8 @@ class Scores(Part, frozen=True, kw_only=True):
     val_bpb_bestfit: float | None
     min_val_bpb: float | None
     core: float | None
-    final_train_loss: float
-    final_train_loss_smoothed: float
+    final_train_loss: float | None
+    final_train_loss_smoothed: float | None
     evaluation_bytes: int
     evaluation_tokens: int
     probes: dict[str, Any]
@@ -145,13 +146,16 @@ class Scores(Part, frozen=True, kw_only=True):
 
 
 class Curves(Part, frozen=True, kw_only=True):
-    """Training loss of every step, official seconds at the logged ones, bits per byte at the evaluated ones."""
+    """Training loss of every step, official seconds at the logged ones, bits per byte at the evaluated ones.
 
-    losses: list[float]
+    JSON has no NaN: what was not finite is null.
+    """
+
+    losses: Sequence[float | None]
     logged_steps: list[int]
     logged_seconds: list[float]
     bpb_steps: list[int]
-    bpbs: list[float]
+    bpbs: Sequence[float | None]
 
 
 class Record(Part, frozen=True, kw_only=True):
@@ -177,15 +181,15 @@ class Record(Part, frozen=True, kw_only=True):
 
 
 def encode(record: Record) -> bytes:
-    """Canonical bytes: sorted keys, two spaces, one newline at the end."""
+    """Canonical bytes: fields in this order, keys of tables sorted, two spaces, one newline at the end."""
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
 
 
 def decode(data: bytes) -> Record:
-    """A record from its bytes; msgspec.ValidationError names the field that is wrong."""
+    """A record from its bytes; a ValueError (msgspec.ValidationError) names the field that is wrong."""
     return msgspec.json.decode(data, type=Record)
 
 
 def file_stem(record: Record) -> str:
-    """`<seed index>-<hash8>`: the name follows from the content, so an edited record no longer has its name."""
+    """`<seed index>-<hash8>`: the name follows from the content, so an edited record has not its name."""
     return f"{record.identity.seed_index}-{hashlib.sha256(encode(record)).hexdigest()[:8]}"

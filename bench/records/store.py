@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
-
-import msgspec
 
 from bench.errors import DataError, VerificationFailed
 from bench.records.schema import Record, decode, encode, file_stem
@@ -39,7 +38,9 @@ def write_once(records: Path, record: Record, events: bytes) -> Path:
     path = folder / f"{file_stem(record)}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_new(path.with_suffix(".events.jsonl"), events)
+        log = path.with_suffix(".events.jsonl")
+        if not (log.is_file() and log.read_bytes() == events):  # as a run cut off between the two has left it
+            _write_new(log, events)
         _write_new(path, encode(record))
     except OSError as error:
         hint = "free space or mend the permissions; `bench run --resume` writes the record again"
@@ -68,7 +69,7 @@ def read(path: Path) -> StoredRecord:
     """
     try:
         return StoredRecord(path, decode(path.read_bytes()))
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's DecodeError, and text that is not UTF-8
         raise VerificationFailed(f"{path}: {error}", "records are written by `bench run` only") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}", "name a record file") from error
@@ -76,11 +77,18 @@ def read(path: Path) -> StoredRecord:
 
 def read_all(records: Path) -> list[StoredRecord]:
     """Every record below a folder, in the order of their paths."""
-    return [read(path) for path in sorted(records.glob("*/*/*.json"))]
+    return [read(path) for path in record_paths(records)]
+
+
+def record_paths(records: Path) -> list[Path]:
+    """Every record file below a folder, in order."""
+    return sorted(records.glob("*/*/*.json"))
 
 
 def next_seed_index(records: Path, track: str, recipe: str) -> int:
     """The lowest seed index without a record."""
     folder = folder_of(records, track, recipe)
-    taken = {int(path.stem.split("-")[0]) for path in folder.glob("[0-9]*-*.json")}
+    taken = {
+        int(match[1]) for path in folder.glob("*.json") if (match := re.match(r"([0-9]{1,9})-", path.name))
+    }
     return next(index for index in range(len(taken) + 1) if index not in taken)

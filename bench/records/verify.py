@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
-from bench.errors import VerificationFailed
+from bench.errors import RecipeError, VerificationFailed
+from bench.host.clock import CATEGORIES
 from bench.records.events import Event, read_events
 from bench.records.schema import SCHEMA, Record, encode, file_stem
 from bench.records.store import StoredRecord
 from bench.spec.recipe import Recipe
 from bench.spec.submission import method_sha256
 from bench.spec.toml import faults
-from bench.spec.track import NamedTrack, scale_fields, seed_values
+from bench.spec.track import NamedTrack, on_track, scale_fields, seed_value
 
 LEDGER_TOLERANCE = 0.005
 
@@ -36,24 +36,29 @@ def require_valid(stored: StoredRecord, track: NamedTrack | None) -> None:
     problems = verify(stored, track)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise VerificationFailed(f"{stored.path}: {problems[0]}{more}", "records are never edited; run it again")
+        raise VerificationFailed(
+            f"{stored.path}: {problems[0]}{more}", "records are never edited; run it again"
+        )
 
 
 def _canonical(stored: StoredRecord) -> Iterator[str]:
     record, path = stored.record, stored.path
+    where, says = (path.parent.parent.name, path.parent.name), (record.identity.track, record.identity.recipe)
     if record.schema != SCHEMA:
         yield f"schema {record.schema}, this is {SCHEMA}"
     if path.read_bytes() != encode(record):
         yield "not the canonical bytes of its content"
     if path.stem != file_stem(record):
         yield f"the name does not follow from the content: {file_stem(record)}"
-    if (path.parent.parent.name, path.parent.name) != (record.identity.track, record.identity.recipe):
-        yield f"lies in {path.parent.parent.name}/{path.parent.name}, says {record.identity.track}/{record.identity.recipe}"
+    if where != says:
+        yield f"lies in {'/'.join(where)}, says {'/'.join(says)}"
 
 
 def _ledger(stored: StoredRecord) -> Iterator[str]:
     timing = stored.record.timing
     total = math.fsum(timing.ledger.values())
+    if sorted(timing.ledger) != sorted(CATEGORIES):
+        yield "the ledger's categories are not the harness's"
     if any(seconds < 0 for seconds in timing.ledger.values()):
         yield "a ledger category is negative"
     if not abs(total - timing.wall_s) <= LEDGER_TOLERANCE * timing.wall_s:
@@ -65,6 +70,9 @@ def _times(stored: StoredRecord) -> Iterator[str]:
     official = timing.ledger.get("train", math.nan) + timing.ledger.get("data_wait", math.nan)
     if not math.isclose(official, timing.official_s, rel_tol=1e-9, abs_tol=1e-6):
         yield f"official time {timing.official_s:.3f} s is not train + data_wait, {official:.3f} s"
+    cold = official + timing.ledger.get("compile", math.nan) + timing.ledger.get("warmup", math.nan)
+    if not math.isclose(cold, timing.cold_s, rel_tol=1e-9, abs_tol=1e-6):
+        yield f"cold time {timing.cold_s:.3f} s is not the official one + compile + warmup, {cold:.3f} s"
     if timing.mfu is not None and not 0 < timing.mfu <= 1:
         yield f"MFU {timing.mfu:.1%} is impossible"
     if shape.tokens != shape.steps * shape.batch_tokens:
@@ -75,11 +83,18 @@ def _times(stored: StoredRecord) -> Iterator[str]:
 
 def _scores(stored: StoredRecord) -> Iterator[str]:
     record = stored.record
-    values = [record.scores.val_bpb, record.scores.val_bpb_bestfit, *record.curves.bpbs]
-    if record.status == "ok" and any(value is not None and not math.isfinite(value) for value in values):
-        yield "a score of a finished run is not finite"
-    if record.status == "ok" and record.scores.metric == "val_bpb" and record.scores.value != record.scores.val_bpb:
+    if record.status == "ok" and None in (*record.curves.losses, *record.curves.bpbs):
+        yield "a loss or score of a finished run is not finite"
+    if record.status == "diverged" and record.scores.value is not None:
+        yield "a diverged run has a score"
+    if (
+        record.status == "ok"
+        and record.scores.metric == "val_bpb"
+        and record.scores.value != record.scores.val_bpb
+    ):
         yield "the score is not the measured val_bpb"
+    if record.status == "ok" and record.curves.bpbs and record.curves.bpbs[-1] != record.scores.val_bpb:
+        yield "the score is not the last of its curve"
 
 
 def _recipe(stored: StoredRecord) -> Iterator[str]:
@@ -91,6 +106,8 @@ def _recipe(stored: StoredRecord) -> Iterator[str]:
     recipe = msgspec.convert(identity.recipe_resolved, Recipe)
     if method_sha256(recipe) != identity.recipe_sha256:
         yield "recipe_sha256 is not the hash of the stored recipe"
+    if (identity.recipe_title, identity.own_track) != (recipe.title, recipe.track):
+        yield "title or track are not the stored recipe's"
 
 
 def _events(stored: StoredRecord) -> Iterator[str]:
@@ -110,11 +127,11 @@ def _events(stored: StoredRecord) -> Iterator[str]:
 
 
 def _curves(record: Record, events: list[Event]) -> Iterator[str]:
-    steps = [event.value for event in events if event.key == "step"]
-    losses = [loss for value in steps for loss in value["losses"]]
+    logged = [event.value.get("losses") for event in events if event.key == "step"]
+    losses = [loss for some in logged if isinstance(some, list) for loss in some]
     if losses != record.curves.losses:
         yield "the loss curve is not the event log's"
-    bpbs = [event.value["val_bpb"] for event in events if event.key == "eval_accuracy"]
+    bpbs = [event.value.get("val_bpb") for event in events if event.key == "eval_accuracy"]
     if bpbs != record.curves.bpbs:
         yield "the bits per byte are not the event log's"
     if record.status == "ok" and len(losses) != record.shape.steps:
@@ -132,13 +149,38 @@ def _track(record: Record, named: NamedTrack | None) -> Iterator[str]:
         return
     if record.machine.machine_class != track.hardware.machine_class:
         yield f"machine class {record.machine.machine_class}, the track's is {track.hardware.machine_class}"
-    if record.scores.metric_id != track.score.metric_id:
+    if (record.scores.metric, record.scores.metric_id) != (track.score.metric, track.score.metric_id):
         yield f"metric {record.scores.metric_id}, the track's is {track.score.metric_id}"
-    if identity.seed != seed_values(track, identity.seed_index + 1)[identity.seed_index]:
+    if identity.rules != track.rules:
+        yield f"run under rules v{identity.rules}, the track's are v{track.rules}"
+    if identity.seed_index < 0 or identity.seed != seed_value(track, identity.seed_index):
         yield f"seed {identity.seed} is not seed {identity.seed_index} of the track"
     if identity.track_fields != scale_fields(track):
         yield "the fields set by the track are not the track's"
+    yield from _scale(record, named)
     if record.timing.ledger.get("compile", 0.0) > track.limits.compile_seconds:
-        yield f"compiled for {record.timing.ledger['compile']:.0f} s, the track allows {track.limits.compile_seconds:.0f}"
+        limit = track.limits.compile_seconds
+        yield f"compiled for {record.timing.ledger['compile']:.0f} s, the track allows {limit:.0f}"
 
 
+def _scale(record: Record, named: NamedTrack) -> Iterator[str]:
+    """What was trained, where the recipe on this track says it in a field."""
+    try:
+        recipe = on_track(msgspec.convert(record.identity.recipe_resolved, Recipe), named.track, named.name)
+    except (RecipeError, msgspec.ValidationError):
+        return  # `_recipe` names the problems
+    shape, given = record.shape, recipe.horizon.iterations
+    expected = {
+        "depth": (shape.depth, recipe.model.depth),
+        "sequence_length": (shape.sequence_length, recipe.model.sequence_length),
+        "vocab_size": (record.data.vocab_size, recipe.model.vocab_size),
+        "dataset": (record.data.dataset, recipe.data.dataset),
+        "compute_dtype": (shape.compute_dtype, recipe.precision.compute),
+    }
+    if recipe.batch.tokens != "auto":
+        expected["batch_tokens"] = (shape.batch_tokens, recipe.batch.tokens)
+    if given is not None and record.status == "ok":
+        expected["steps"] = (shape.steps, given)
+    for field, (found, asked) in expected.items():
+        if found != asked:
+            yield f"{field} is {found}, the recipe on this track asks for {asked}"

@@ -10,13 +10,13 @@ from kernels.choices import rows_per_chunk
 from model.config import ModelConfig
 from model.flops import MLP_EXPANSION, parameters
 
-# Tensors of the width of the residual stream that a layer keeps for its backward: counted in the compiled graph
-# (torch 2.13, CPU, d4: 47 in 4 layers).
+# Tensors of the width of the residual stream that a layer keeps for its backward: counted in the compiled
+# graph (torch 2.13, CPU, d4: 47 in 4 layers).
 KEPT_WIDTHS_PER_LAYER = 12
 KEPT_WIDTHS_OUTSIDE = 4  # embedding, smear, backout, final norm
 ATTENTION_BLOCK = 256  # queries of a block; their probabilities are kept in the compute dtype
-# What a process holds before the model exists: Python, torch, the compiler (CPU: measured 340 to 600 MB, the larger
-# after compiling), and a CUDA context with its workspaces.
+# What a process holds before the model exists: Python, torch, the compiler (CPU: measured 340 to 600 MB, the
+# larger after compiling), and a CUDA context with its workspaces.
 PROCESS_BYTES = {"cpu": 600 * 10**6, "mps": 500 * 10**6, "cuda": 1500 * 10**6}
 # On a CPU more rows at once do not train faster (measured at 4,096 to 16,384 tokens), only larger.
 CPU_TOKENS_AT_ONCE = 8192
@@ -55,7 +55,7 @@ class HasMemory(Protocol):
 def estimate_memory(
     config: ModelConfig, dtype: str, sequences: int, device_kind: str, world_size: int
 ) -> MemoryEstimate:
-    """The peak of one device that takes `sequences` rows at once; optimizer states are sharded over `world_size`."""
+    """The peak of one device that takes `sequences` rows at once; optimizer states are sharded."""
     groups = parameters(config)
     total, matrices = sum(groups.values()), groups["matrices"]
     compute_bytes = 4 if dtype == "float32" else 2
@@ -82,7 +82,7 @@ def activation_bytes_per_token(config: ModelConfig, compute_bytes: int, device_k
 
 
 def _kept_probabilities(config: ModelConfig, window: int, device_kind: str) -> int:
-    """Attention probabilities kept a token: none by a flash kernel, those of its block's keys by query blocks."""
+    """Attention probabilities kept a token: none by a flash kernel, by query blocks their keys'."""
     T = config.sequence_length
     if device_kind == "cuda" and window >= T:
         return 0

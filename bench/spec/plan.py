@@ -1,4 +1,4 @@
-"""The plan: everything a run derives from recipe x track x machine, in one pure function. Imports no torch."""
+"""The plan: all a run derives from recipe x track x machine, in one pure function. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from bench.errors import PlanRefused
 from bench.spec.memory import MemoryEstimate, estimate_memory, fitting_sequences
 from bench.spec.recipe import AdamW, Recipe, Schedule
 from bench.spec.submission import Submission, sha256
@@ -16,10 +17,12 @@ from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_
 from model.flops import flops_per_token, parameters, scaling_parameters
 from model.schedule import ScheduleConfig
 
-# Where the recipes' learning rates, weight decays and batch were tuned (nanochat, dev/LOG.md and base_train.py).
+# Where the recipes' learning rates, decays and batch were tuned (nanochat, dev/LOG.md and base_train.py).
 REFERENCE_DEPTH = 12
 REFERENCE_BATCH_TOKENS = 2**19
 REFERENCE_WIDTH = 768
+MAX_TOKENS = 10**15  # a million times nanochat's speedruns; counts of tokens and bytes below it fit 64 bits
+MAX_BYTES = 2**60
 BATCH_EXPONENT = 0.383  # Power Lines, arXiv 2505.13738: optimal batch grows as tokens^0.383
 # AdamW groups whose learning rate goes with 1/sqrt(width), and with the batch (nanochat's setup_optimizer).
 WIDTH_SCALED = ("lm_head", "wte", "value_embeds")
@@ -92,8 +95,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sha256(self) -> str:
         """Hash of everything derived from recipe and track; the machine's own numbers left out."""
-        return sha256({"recipe": self.recipe, "model": self.model, "schedule": self.schedule, "rates": self.rates,
-                       "batch": self.batch_tokens, "iterations": self.iterations})  # fmt: skip
+        derived = {"recipe": self.recipe, "model": self.model, "schedule": self.schedule, "rates": self.rates}
+        return sha256(derived | {"batch": self.batch_tokens, "iterations": self.iterations})
 
 
 def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
@@ -183,7 +186,11 @@ def scaled_rates(recipe: Recipe, width: int, batch_tokens: int, horizon_ratio: f
 
 
 def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -> Plan:
-    """Everything a run derives. Refusals are listed, not raised: the numbers are worth reading all the same."""
+    """Everything a run derives. Refusals are listed, not raised: the numbers are worth reading all the same.
+
+    Raises:
+        PlanRefused: sizes that no machine has.
+    """
     recipe = on_track(submission.recipe, track.track, f"{submission.name} on {track.name}")
     config = model_config(recipe)
     scaling = scaling_parameters(config)
@@ -191,11 +198,17 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
     horizon_ratio = scaling / scaling_parameters(model_config(recipe, REFERENCE_DEPTH))
     batch = auto_batch_tokens(horizon_ratio) if recipe.batch.tokens == "auto" else recipe.batch.tokens
     target = target_tokens(recipe, config, batch, machine)
+    if target > MAX_TOKENS:
+        raise PlanRefused(f"horizon: {target:.3g} tokens, at most {MAX_TOKENS:.3g}", "shorten the horizon")
     iterations = target // batch
     world = track.track.hardware.device_count
     compiled = recipe.compile.enabled and not machine.compile_refusal
     sequences, accumulation, refusals = _rows_at_once(recipe, config, batch, world, machine)
     memory = estimate_memory(config, recipe.precision.compute, sequences, machine.device_kind, world)
+    if memory.total_bytes > MAX_BYTES:
+        raise PlanRefused(
+            f"needs {memory.total_bytes:.3g} bytes, no device has", "lower model.depth or the batch"
+        )
     rates = scaled_rates(recipe, config.width, batch, horizon_ratio)
     tokens = iterations * batch
     total_flops = float(flops_per_token(config) * tokens)
@@ -251,14 +264,19 @@ def _rows_at_once(
     """(rows a device takes at once, accumulation steps, refusals)."""
     rows, rest = divmod(batch, config.sequence_length)
     if rest or rows % world or not rows:
-        what = f"batch of {batch:,} tokens is not whole rows of {config.sequence_length:,} on each of {world} device(s)"
+        where = f"on each of {world} device(s)"
+        what = f"batch of {batch:,} tokens is not whole rows of {config.sequence_length:,} {where}"
         return 1, 1, [f"{what}; set batch.tokens to a multiple of {config.sequence_length * world:,}"]
     rows //= world
     asked = recipe.batch.device_sequences
     if asked == "auto":
         asked = fitting_sequences(config, recipe.precision.compute, rows, machine, world)
     if rows % asked:
-        return asked, 1, [f"batch.device_sequences = {asked} does not divide the {rows} rows of a step on a device"]
+        return (
+            asked,
+            1,
+            [f"batch.device_sequences = {asked} does not divide the {rows} rows of a step on a device"],
+        )
     return asked, rows // asked, []
 
 
@@ -285,7 +303,9 @@ def _refusals(iterations: int, memory: MemoryEstimate, machine: PlanMachine, tra
     refusals = []
     needed = track.track.hardware.machine_class
     if machine.machine_class != needed:
-        refusals.append(f"track {track.name} is for a machine of class {needed}, this is {machine.machine_class}")
+        refusals.append(
+            f"track {track.name} is for a machine of class {needed}, this is {machine.machine_class}"
+        )
     if iterations < 1:
         refusals.append("the horizon is shorter than one step; lengthen it or lower batch.tokens")
     if memory.total_bytes > machine.device_memory_bytes:

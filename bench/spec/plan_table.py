@@ -33,7 +33,11 @@ def _title(plan: Plan) -> str:
 def _model(plan: Plan) -> Iterator[Row]:
     model = plan.recipe.model
     yield "layers", f"{plan.layers}", ""
-    yield "width", f"{plan.width:,}", f"{plan.layers} x aspect {model.aspect_ratio}, whole heads of {model.head_dim}"
+    yield (
+        "width",
+        f"{plan.width:,}",
+        f"{plan.layers} x aspect {model.aspect_ratio}, whole heads of {model.head_dim}",
+    )
     grouped = f", {plan.model.num_kv_heads} for keys" if plan.model.num_kv_heads != plan.heads else ""
     yield "heads", f"{plan.heads}", f"width / {model.head_dim}{grouped}"
     yield "sequence", f"{plan.model.sequence_length:,}", f"windows {_windows(plan)}"
@@ -48,22 +52,36 @@ def _why_eager(plan: Plan) -> str:
 
 def _windows(plan: Plan) -> str:
     sizes = plan.model.window_sizes
-    return " ".join(f"{size:,}" for size in sorted(set(sizes))) + f", pattern {plan.recipe.model.window_pattern}"
+    return (
+        " ".join(f"{size:,}" for size in sorted(set(sizes))) + f", pattern {plan.recipe.model.window_pattern}"
+    )
 
 
 def _parameters(plan: Plan) -> Iterator[Row]:
     for group, count in plan.parameters.items():
         yield f"  {group}", f"{count:,}", f"{count / plan.parameters_total:.1%}"
     yield "parameters", f"{plan.parameters_total:,}", "all groups"
-    yield "scaling parameters", f"{plan.scaling_parameters:,}", "matrices + lm_head: the N of tokens = ratio x N"
+    yield (
+        "scaling parameters",
+        f"{plan.scaling_parameters:,}",
+        "matrices + lm_head: the N of tokens = ratio x N",
+    )
 
 
 def _horizon(plan: Plan) -> Iterator[Row]:
     horizon = getattr(plan.recipe.horizon, plan.horizon)
     why = "an estimate: the run stops by its clock" if plan.horizon == "seconds" else "floor(tokens / batch)"
     yield "horizon", f"{horizon:,}", plan.horizon
-    yield "target tokens", f"{plan.target_tokens:,}", f"{plan.param_data_ratio:.2f} a scaling parameter in whole steps"
-    auto = "2^round(log2(2^19 (D/D_d12)^0.383)), arXiv 2505.13738" if plan.recipe.batch.tokens == "auto" else "given"
+    yield (
+        "target tokens",
+        f"{plan.target_tokens:,}",
+        f"{plan.param_data_ratio:.2f} a scaling parameter in whole steps",
+    )
+    auto = (
+        "2^round(log2(2^19 (D/D_d12)^0.383)), arXiv 2505.13738"
+        if plan.recipe.batch.tokens == "auto"
+        else "given"
+    )
     yield "batch", f"{plan.batch_tokens:,}", auto
     yield "iterations", f"{plan.iterations:,}", why
     yield "tokens", f"{plan.tokens:,}", "iterations x batch"
@@ -71,8 +89,16 @@ def _horizon(plan: Plan) -> Iterator[Row]:
 
 def _rates(plan: Plan) -> Iterator[Row]:
     rates = plan.rates
-    yield "matrix LR", f"{plan.matrix_lr:.5g}", f"x sqrt(B / {REFERENCE_BATCH_TOKENS:,}) = {rates.batch_lr_scale:.4f}"
-    yield "AdamW LR scale", f"{rates.width_lr_scale:.5g}", "sqrt(768 / width), of lm_head, wte and value_embeds"
+    yield (
+        "matrix LR",
+        f"{plan.matrix_lr:.5g}",
+        f"x sqrt(B / {REFERENCE_BATCH_TOKENS:,}) = {rates.batch_lr_scale:.4f}",
+    )
+    yield (
+        "AdamW LR scale",
+        f"{rates.width_lr_scale:.5g}",
+        "sqrt(768 / width), of lm_head, wte and value_embeds",
+    )
     yield "weight decay", f"{plan.weight_decay:.5g}", "x sqrt(B / 2^19) x D_d12 / D: tau stays constant"
     tau = f"{plan.tau:.3g}" if math.isfinite(plan.tau) else "none"
     yield "tau", tau, "B / (LR x WD x D), in runs (arXiv 2405.13698)"
@@ -106,4 +132,10 @@ def _size(num_bytes: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.2f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 600
+        else f"{seconds / 60:.1f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.2f} h"
+    )

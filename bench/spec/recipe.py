@@ -1,7 +1,7 @@
 """The recipe: everything a contributor chooses, as data. Seeds, paths and code are not recipe fields.
 
-Defaults are nanochat's at its Run 6 (commit a825e63, README of karpathy/nanochat at 92d63d4), with the smear and
-backout initialisation that Run 6 left undefined. Each field says what it is, its unit and its range.
+Defaults are nanochat's at its Run 6 (commit a825e63, README of karpathy/nanochat at 92d63d4), with the smear
+and backout initialisation that Run 6 left undefined. Each field says what it is, its unit and its range.
 """
 
 from __future__ import annotations
@@ -16,30 +16,46 @@ Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=1e6)]
 Beta = Annotated[float, Meta(ge=0.0, lt=1.0)]
 Count = Annotated[int, Meta(ge=1, le=10**15)]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Text = Annotated[str, Meta(max_length=4000)]
+# \Z and not $, which lets a newline follow.
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
+# Free text is printed to terminals and written to the board: no control characters, nothing that turns the
+# direction of what follows (U+202A to U+202E, U+2066 to U+2069; Unicode TR 36, bidirectional text spoofing).
+UNPRINTED = "\\u202a-\\u202e\\u2066-\\u2069\\x7f-\\x9f"
+Line = Annotated[str, Meta(max_length=120, pattern=f"^[^\\x00-\\x1f{UNPRINTED}]*\\Z")]
+Text = Annotated[str, Meta(max_length=4000, pattern=f"^[^\\x00-\\x08\\x0b-\\x1f{UNPRINTED}]*\\Z")]
+Link = Annotated[str, Meta(pattern=r"^https://[^\s<>\"'`|]{1,200}\Z")]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every table: immutable, keywords only, unknown fields refused."""
 
 
-class Model(Table):
+class Model(Table, frozen=True, kw_only=True):
     """[model]: the shape. width = ceil(depth x aspect_ratio / head_dim) x head_dim."""
 
     depth: Annotated[int, Meta(ge=1, le=128, description="layers")] = 12
-    aspect_ratio: Annotated[int, Meta(ge=1, le=1024, description="width a layer, before rounding to heads")] = 64
+    aspect_ratio: Annotated[
+        int, Meta(ge=1, le=1024, description="width a layer, before rounding to heads")
+    ] = 64
     head_dim: Annotated[int, Meta(ge=8, le=256, multiple_of=8, description="width of a head")] = 128
     kv_group: Annotated[int, Meta(ge=1, le=64, description="query heads that share a key head (GQA)")] = 1
     sequence_length: Annotated[int, Meta(ge=16, le=65536, description="tokens of a row")] = 2048
     vocab_size: Annotated[int, Meta(ge=300, le=2**20, description="tokens, specials included")] = 32768
-    window_pattern: Annotated[str, Meta(pattern=r"^[SL]{1,64}$", description="S short, L full, tiled; last is L")] = "SSSL"
+    window_pattern: Annotated[
+        str, Meta(pattern=r"^[SL]{1,64}\Z", description="S short, L full, tiled; last is L")
+    ] = "SSSL"
     short_window_divisor: Annotated[int, Meta(ge=1, le=64, description="short window = sequence / this")] = 4
-    short_window_multiple: Annotated[int, Meta(ge=1, le=1024, description="... rounded up to this, in tokens")] = 128
-    rope_base: Annotated[float, Meta(ge=1.0, le=1e9, description="base of the rotary frequencies")] = 100_000.0
+    short_window_multiple: Annotated[
+        int, Meta(ge=1, le=1024, description="... rounded up to this, in tokens")
+    ] = 128
+    rope_base: Annotated[float, Meta(ge=1.0, le=1e9, description="base of the rotary frequencies")] = (
+        100_000.0
+    )
     qk_scale: Annotated[Positive, Meta(description="factor on normalised queries and keys")] = 1.2
     softcap: Annotated[NonNegative, Meta(description="logits are capped to +- this; 0 is off")] = 15.0
-    value_embeddings: Annotated[Literal["alternate", "none"], Meta(description="layers with a value embedding")] = "alternate"
+    value_embeddings: Annotated[
+        Literal["alternate", "none"], Meta(description="layers with a value embedding")
+    ] = "alternate"
     ve_gate_channels: Annotated[int, Meta(ge=1, le=1024, description="channels the gate reads")] = 12
     ve_gate_range: Annotated[Positive, Meta(description="the gate is this times a sigmoid")] = 3.0
     smear: Annotated[bool, Meta(description="mix in the previous token's embedding")] = True
@@ -48,18 +64,22 @@ class Model(Table):
     wte_std: Annotated[Positive, Meta(description="standard deviation of initial embeddings")] = 0.8
     lm_head_std: Annotated[Positive, Meta(description="standard deviation of the initial head")] = 0.001
     c_fc_scale: Annotated[Positive, Meta(description="initial scale of the MLP's first matrix")] = 0.4
-    ve_gate_init: Annotated[NonNegative, Meta(description="initial gate weights are uniform in [0, this]")] = 0.02
+    ve_gate_init: Annotated[
+        NonNegative, Meta(description="initial gate weights are uniform in [0, this]")
+    ] = 0.02
     smear_gate_init: Annotated[NonNegative, Meta(description="initial smear gate weights, likewise")] = 0.02
     smear_lambda: Annotated[float, Meta(description="initial smear strength")] = 0.0
     backout_lambda: Annotated[float, Meta(description="initial backout strength")] = 0.2
     resid_lambda_first: Annotated[float, Meta(description="initial residual scale of the first layer")] = 1.15
     resid_lambda_last: Annotated[float, Meta(description="... and of the last")] = 1.05
-    x0_lambda_first: Annotated[float, Meta(description="initial share of the embedding added at the first layer")] = 0.20
+    x0_lambda_first: Annotated[
+        float, Meta(description="initial share of the embedding added at the first layer")
+    ] = 0.20
     x0_lambda_last: Annotated[float, Meta(description="... and at the last")] = 0.05
 
 
-class Muon(Table):
-    """[optimizer.muon]: the matrices. `lr` holds at 2^19 tokens a batch and `weight_decay` at the d12 horizon."""
+class Muon(Table, frozen=True, kw_only=True):
+    """[optimizer.muon]: the matrices. `lr` is for 2^19 tokens a batch, `weight_decay` for d12's horizon."""
 
     lr: Annotated[Positive, Meta(description="learning rate at the reference batch")] = 0.02
     momentum_start: Annotated[Beta, Meta(description="momentum at step 0")] = 0.85
@@ -70,10 +90,12 @@ class Muon(Table):
     polar_norm_scale: Annotated[Positive, Meta(description="safety factor on the Frobenius norm")] = 1.01
     normuon_beta2: Annotated[Beta, Meta(description="NorMuon's averaging; 0 is off")] = 0.9
     weight_decay: Annotated[NonNegative, Meta(description="cautious weight decay at the reference")] = 0.28
-    weight_decay_shape: Annotated[Literal["constant", "linear", "cosine"], Meta(description="over the run")] = "cosine"
+    weight_decay_shape: Annotated[
+        Literal["constant", "linear", "cosine"], Meta(description="over the run")
+    ] = "cosine"
 
 
-class AdamWGroup(Table):
+class AdamWGroup(Table, frozen=True, kw_only=True):
     """[optimizer.adamw.GROUP]: one group of parameters."""
 
     lr: Annotated[Positive, Meta(description="learning rate at the reference batch and width 768")]
@@ -83,7 +105,7 @@ class AdamWGroup(Table):
     weight_decay: NonNegative = 0.0
 
 
-class AdamW(Table):
+class AdamW(Table, frozen=True, kw_only=True):
     """[optimizer.adamw]: everything that is not a matrix."""
 
     lm_head: AdamWGroup = AdamWGroup(lr=0.008, beta2=0.96, weight_decay=0.01)
@@ -94,23 +116,25 @@ class AdamW(Table):
     smear: AdamWGroup = AdamWGroup(lr=0.2)
 
 
-class Optimizer(Table):
+class Optimizer(Table, frozen=True, kw_only=True):
     """[optimizer]."""
 
     muon: Muon = Muon()
     adamw: AdamW = AdamW()
 
 
-class Schedule(Table):
+class Schedule(Table, frozen=True, kw_only=True):
     """[schedule]: the learning rate over the run."""
 
     warmup_steps: Annotated[int, Meta(ge=0, le=10**6, description="linear warm-up, in steps")] = 40
     warmdown_ratio: Annotated[Fraction, Meta(description="share of all steps")] = 0.65
-    warmdown_shape: Annotated[Literal["linear", "cosine", "sqrt"], Meta(description="shape of the decay")] = "linear"
+    warmdown_shape: Annotated[Literal["linear", "cosine", "sqrt"], Meta(description="shape of the decay")] = (
+        "linear"
+    )
     final_lr_fraction: Annotated[Fraction, Meta(description="learning rate at the end")] = 0.05
 
 
-class Horizon(Table):
+class Horizon(Table, frozen=True, kw_only=True):
     """[horizon]: how long to train; exactly one field."""
 
     param_data_ratio: Annotated[Positive, Meta(description="tokens a scaling parameter")] | None = None
@@ -120,58 +144,62 @@ class Horizon(Table):
     seconds: Annotated[Positive, Meta(description="official training time")] | None = None
 
 
-class Batch(Table):
-    """[batch]: tokens a step, and how many rows a device takes at once (memory only: results do not depend on it)."""
+class Batch(Table, frozen=True, kw_only=True):
+    """[batch]: tokens a step, and how many rows a device takes at once (its memory; not the results)."""
 
     tokens: Annotated[Count, Meta(description="tokens a step")] | Literal["auto"] = "auto"
-    device_sequences: Annotated[int, Meta(ge=1, le=65536, description="rows at once")] | Literal["auto"] = "auto"
+    device_sequences: Annotated[int, Meta(ge=1, le=65536, description="rows at once")] | Literal["auto"] = (
+        "auto"
+    )
 
 
-class Precision(Table):
+class Precision(Table, frozen=True, kw_only=True):
     """[precision]: dtype of activations and of weights at use; masters and moments are float32."""
 
     compute: Literal["float32", "bfloat16"] = "bfloat16"
 
 
-class Compile(Table):
+class Compile(Table, frozen=True, kw_only=True):
     """[compile]: torch.compile of the trunk and of the loss's pass over the logits."""
 
     enabled: bool = True
 
 
-class Data(Table):
+class Data(Table, frozen=True, kw_only=True):
     """[data]: which text. `shards` counts training shards of a manifest's dataset."""
 
-    dataset: Annotated[str, Meta(pattern=r"^(folder:)?[a-z0-9][a-z0-9._-]{0,63}$")] = "climbmix"
+    dataset: Annotated[str, Meta(pattern=r"^(folder:)?[a-z0-9][a-z0-9._-]{0,63}\Z")] = "climbmix"
     shards: Annotated[int, Meta(ge=1, le=100_000)] = 170
     tokenizer_chars: Annotated[Count, Meta(description="characters the tokenizer trains on")] = 2_000_000_000
 
 
-class Eval(Table):
+class Eval(Table, frozen=True, kw_only=True):
     """[eval]: when to evaluate during the run; the end is always evaluated."""
 
     every_steps: Annotated[int, Meta(ge=0, le=10**9, description="0: only at the end")] = 0
-    validation_bytes: Annotated[Count, Meta(description="at most this much text of the validation documents")] = 50_000_000
+    validation_bytes: Annotated[
+        Count, Meta(description="at most this much text of the validation documents")
+    ] = 50_000_000
 
 
-class Log(Table):
+class Log(Table, frozen=True, kw_only=True):
     """[log]: how often the loss is read back; in between the device is not waited for."""
 
     every_steps: Annotated[int, Meta(ge=1, le=10**6)] = 1
 
 
-class Checkpoint(Table):
+class Checkpoint(Table, frozen=True, kw_only=True):
     """[checkpoint]: how often a resumable state is written, 0 for never."""
 
     every_steps: Annotated[int, Meta(ge=0, le=10**9)] = 0
 
 
-class Recipe(Table):
+class Recipe(Table, frozen=True, kw_only=True):
     """One submission, resolved: a base, if it had one, is already laid under it."""
 
-    title: Annotated[str, Meta(max_length=120, description="one line for people")] = ""
+    title: Annotated[Line, Meta(description="one line for people")] = ""
     notes: Text = ""
-    links: tuple[Annotated[str, Meta(pattern=r"^https://[^\s<>\"'`|]{1,200}$")], ...] = ()
+    links: Annotated[tuple[Link, ...], Meta(max_length=20)] = ()
     base: Name | None = None
     track: Name = "gpt2-8xh100"
     model: Model = Model()

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from bench.errors import RecipeError
-from bench.spec.recipe import DESCRIPTIVE, Horizon, Recipe
+from bench.spec.recipe import DESCRIPTIVE, AdamW, Horizon, Recipe
 from bench.spec.toml import check_name, decode, faults, merge, problem_error, read_toml
 
 MAX_BASES = 8
@@ -32,12 +32,21 @@ def load(path: Path, folder: Path | None = None) -> Submission:
         RecipeError: every problem of the file at once; a missing, cyclic or too long chain of bases.
     """
     name = check_name(path.stem, "submission")
-    data = _with_bases(path, folder or path.parent, (name,))
-    recipe = decode(data, Recipe, str(path))
+    recipe = decode_recipe(_with_bases(path, folder or path.parent, (name,)), str(path))
+    return Submission(name, recipe, method_sha256(recipe))
+
+
+def decode_recipe(data: dict[str, Any], source: str) -> Recipe:
+    """The recipe of resolved tables, checked; see `load`.
+
+    A group of AdamW given in part keeps its own defaults for the rest, which differ from group to group.
+    """
+    defaults = {"optimizer": {"adamw": msgspec.to_builtins(AdamW())}}
+    recipe = decode(merge(defaults, data), Recipe, source)
     problems = contradictions(recipe)
     if problems:
-        raise problem_error(str(path), problems)
-    return Submission(name, recipe, method_sha256(recipe))
+        raise problem_error(source, problems)
+    return recipe
 
 
 def _with_bases(path: Path, folder: Path, chain: tuple[str, ...]) -> dict[str, Any]:
@@ -51,7 +60,9 @@ def _with_bases(path: Path, folder: Path, chain: tuple[str, ...]) -> dict[str, A
     if base in chain:
         raise RecipeError(f"{path}: bases go in a circle: {' -> '.join((*chain, base))}", "remove one base")
     if len(chain) > MAX_BASES:
-        raise RecipeError(f"{path}: more than {MAX_BASES} bases: {' -> '.join((*chain, base))}", "flatten the chain")
+        raise RecipeError(
+            f"{path}: more than {MAX_BASES} bases: {' -> '.join((*chain, base))}", "flatten the chain"
+        )
     under = _with_bases(folder / f"{base}.toml", folder, (*chain, base))
     under = {key: value for key, value in under.items() if key not in ("title", "notes", "links")}
     return merge(under, data, EXCLUSIVE_TABLES)
@@ -63,7 +74,9 @@ def contradictions(recipe: Recipe) -> list[str]:
     given = [field for field in Horizon.__struct_fields__ if getattr(recipe.horizon, field) is not None]
     if len(given) != 1:
         what = "none is" if not given else f"{' and '.join(given)} are"
-        problems.append(f"horizon: exactly one of {', '.join(Horizon.__struct_fields__)} must be given, {what}")
+        problems.append(
+            f"horizon: exactly one of {', '.join(Horizon.__struct_fields__)} must be given, {what}"
+        )
     model = recipe.model
     width = -(-model.depth * model.aspect_ratio // model.head_dim) * model.head_dim
     heads = width // model.head_dim
@@ -111,40 +124,70 @@ def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
 
 
 def short_name(recipe: Recipe, base: Recipe | None = None) -> str:
-    """What sets the recipe apart from `base` (default: the defaults), e.g. `d22+warmdown 0.85+ratio 12`."""
+    """What sets the recipe apart from `base` (or the defaults): `d22+warmdown 0.85+ratio 12+batch 1M`."""
     base = base or Recipe()
     parts = [f"d{recipe.model.depth}"] if base.model.depth != recipe.model.depth else []
-    for field, _, value in differences(base, recipe):
-        label = LABELS.get(field)
-        if label and value is not None:
-            parts.append(_label(label, value))
+    changed = {field: after for field, _, after in differences(base, recipe) if after is not None}
+    named = [field for field in LABELS if field in changed]
+    others = [field for field in changed if field not in LABELS and field not in UNNAMED]
+    parts += [_label(LABELS.get(field, field), changed[field]) for field in (*named, *others)]
+    if len(parts) > MAX_PARTS:
+        parts = [*parts[: MAX_PARTS - 1], f"{len(parts) - MAX_PARTS + 1} more"]
     return "+".join(parts) or f"d{recipe.model.depth}"
 
 
 def _label(label: str, value: Any) -> str:
     if isinstance(value, bool):
         return label if value else f"no {label}"
-    return f"{label} {value:g}" if isinstance(value, (int, float)) else f"{label} {value}"
+    if isinstance(value, int):
+        value = _counted(value)
+    return f"{label} {value:g}" if isinstance(value, float) else f"{label} {value}".strip()
 
 
-# Fields that appear in a short name, and how; depth comes first and has no label.
+def _counted(number: int) -> str:
+    """`1M` for 2^20, `768K` for 768 x 2^10, else with thousands separators."""
+    for unit, letter in ((2**20, "M"), (2**10, "K")):
+        if number and number % unit == 0:
+            return f"{number // unit:,}{letter}"
+    return f"{number:,}"
+
+
+MAX_PARTS = 7
+# Fields that do not change what is learnt, or that a name says first.
+UNNAMED = (
+    "model.depth",
+    "batch.device_sequences",
+    "eval.every_steps",
+    "eval.validation_bytes",
+    "log.every_steps",
+    "checkpoint.every_steps",
+)
+# How fields appear in a short name, in this order; any other field follows under its own name.
 LABELS = {
-    "schedule.warmdown_ratio": "warmdown",
-    "schedule.warmdown_shape": "warmdown",
-    "schedule.final_lr_fraction": "final LR",
-    "schedule.warmup_steps": "warmup",
-    "horizon.param_data_ratio": "ratio",
-    "batch.tokens": "batch",
-    "optimizer.muon.lr": "Muon LR",
-    "optimizer.muon.normuon_beta2": "NorMuon",
-    "optimizer.muon.weight_decay": "WD",
+    "model.aspect_ratio": "aspect",
+    "model.head_dim": "head",
+    "model.kv_group": "GQA",
     "model.window_pattern": "window",
     "model.value_embeddings": "value embeddings",
-    "model.kv_group": "GQA",
     "model.smear": "smear",
     "model.backout": "backout",
     "model.softcap": "softcap",
-    "model.head_dim": "head",
-    "model.aspect_ratio": "aspect",
+    "optimizer.muon.lr": "Muon LR",
+    "optimizer.muon.normuon_beta2": "NorMuon",
+    "optimizer.muon.weight_decay": "WD",
+    "schedule.warmup_steps": "warmup",
+    "schedule.warmdown_ratio": "warmdown",
+    "schedule.warmdown_shape": "warmdown",
+    "schedule.final_lr_fraction": "final LR",
+    "horizon.param_data_ratio": "ratio",
+    "horizon.iterations": "steps",
+    "horizon.tokens": "tokens",
+    "horizon.flops": "FLOPs",
+    "horizon.seconds": "seconds",
+    "batch.tokens": "batch",
     "precision.compute": "",
+    "compile.enabled": "compile",
+    "model.sequence_length": "sequence",
+    "model.vocab_size": "vocab",
+    "data.dataset": "",
 }

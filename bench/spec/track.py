@@ -10,56 +10,67 @@ import msgspec
 from msgspec import Meta
 
 from bench.errors import RecipeError
-from bench.spec.recipe import Count, Horizon, Name, NonNegative, Positive, Recipe, Table
+from bench.spec.recipe import (
+    DESCRIPTIVE,
+    Count,
+    Horizon,
+    Line,
+    Name,
+    NonNegative,
+    Positive,
+    Recipe,
+    Table,
+    Text,
+)
 from bench.spec.submission import contradictions
-from bench.spec.toml import check_name, decode, merge, nearest_file_hint, problem_error, read_toml
+from bench.spec.toml import check_name, decode, faults, merge, nearest_file_hint, parse_toml, problem_error
 
 
-class Score(Table):
-    """[score]: what ranks. `target` 0 ranks by the metric itself, else by the time of runs that reach the target."""
+class Score(Table, frozen=True, kw_only=True):
+    """[score]: what ranks: the metric itself, or the time of the runs that reach its `target` (0: none)."""
 
     metric: Literal["val_bpb", "core"] = "val_bpb"
-    metric_id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,40}$")] = "bpb-documents-v1"
+    metric_id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,40}\Z")] = "bpb-documents-v1"
     better: Literal["lower", "higher"] = "lower"
     rank_by: Literal["metric", "time_to_target"] = "metric"
     target: NonNegative = 0.0
 
 
-class Hardware(Table):
+class Hardware(Table, frozen=True, kw_only=True):
     """[hardware]: the class a machine must measure as; cost is declared, in dollars."""
 
-    machine_class: Annotated[str, Meta(pattern=r"^(cpu|mps|[0-9]+x[A-Za-z0-9]{1,20})$")]
+    machine_class: Annotated[str, Meta(pattern=r"^(cpu|mps|[0-9]+x[A-Za-z0-9]{1,20})\Z")]
     device_kind: Literal["cuda", "mps", "cpu"]
     device_count: Annotated[int, Meta(ge=1, le=4096)] = 1
     dollars_per_device_hour: NonNegative = 0.0
 
 
-class Seeds(Table):
+class Seeds(Table, frozen=True, kw_only=True):
     """[seeds]: how many runs make a row, and the nonce from which the harness derives their seeds."""
 
     count: Annotated[int, Meta(ge=1, le=1000)]
-    nonce: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
+    nonce: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]
 
 
-class Limits(Table):
+class Limits(Table, frozen=True, kw_only=True):
     """[limits]: what is not on the official clock may still not grow without end."""
 
     compile_seconds: Positive = 900.0
 
 
-class Track(Table):
-    """One leaderboard/tracks/NAME.toml. [scale] holds recipe tables that replace the recipe's on this track."""
+class Track(Table, frozen=True, kw_only=True):
+    """One leaderboard/tracks/NAME.toml. [scale] holds recipe tables laid over the recipe's on this track."""
 
-    title: Annotated[str, Meta(max_length=120)]
-    says: Annotated[str, Meta(max_length=600)]  # what a result means
-    says_not: Annotated[str, Meta(max_length=600)]  # what it does not mean
+    title: Line
+    says: Text  # what a result means
+    says_not: Text  # what it does not mean
     size: Count  # orders the tracks of a class: the largest a machine meets is its default
     score: Score
     hardware: Hardware
     seeds: Seeds
     rules: Annotated[int, Meta(ge=1)] = 1
     limits: Limits = Limits()
-    scale: dict[str, Any] = {}
+    scale: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class NamedTrack(msgspec.Struct, frozen=True):
@@ -79,9 +90,54 @@ def load_track(name: str, folder: Path) -> NamedTrack:
     path = folder / f"{check_name(name, 'track')}.toml"
     if not path.is_file():
         raise RecipeError(f"no track {name!r}", nearest_file_hint(path))
-    track = decode(read_toml(path), Track, str(path))
-    on_track(Recipe(), track, str(path))
-    return NamedTrack(name, track, hashlib.sha256(path.read_bytes()).hexdigest())
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(
+            f"{path}: {(error.strerror or str(error)).lower()}", "tracks must be readable"
+        ) from error
+    return NamedTrack(name, parse_track(data, str(path)), hashlib.sha256(data).hexdigest())
+
+
+def parse_track(data: bytes, source: str) -> Track:
+    """The track in a file's bytes; every problem of the file at once, those of its [scale] among them."""
+    tables = parse_toml(data, source)
+    problems = faults(tables, Track, "")
+    if isinstance(tables.get("scale"), dict):
+        problems += _scale_faults(tables["scale"])
+    if problems:
+        raise problem_error(source, problems)
+    track = decode(tables, Track, source)
+    problems = _incoherences(track)
+    if problems:
+        raise problem_error(source, problems)
+    on_track(Recipe(), track, source)
+    return track
+
+
+def _scale_faults(scale: dict[str, Any]) -> list[str]:
+    found = faults(scale, Recipe, "scale.")
+    told = [key for key in scale if key in DESCRIPTIVE]
+    return found + [
+        f"scale.{key}: a track scales tables of the method, this describes a recipe" for key in told
+    ]
+
+
+def _incoherences(track: Track) -> list[str]:
+    """What each field allows alone but not together."""
+    hardware, score, problems = track.hardware, track.score, []
+    count, is_cuda, _ = hardware.machine_class.partition("x")
+    if (hardware.device_kind == "cuda") != bool(is_cuda) or not (is_cuda or hardware.device_kind == count):
+        problems.append(
+            f"hardware.device_kind = {hardware.device_kind}: the class is {hardware.machine_class}"
+        )
+    elif hardware.device_count != (int(count) if is_cuda else 1):
+        problems.append(
+            f"hardware.device_count = {hardware.device_count}: the class is {hardware.machine_class}"
+        )
+    if score.rank_by == "time_to_target" and not score.target:
+        problems.append("score.target: missing, runs are ranked by the time to it")
+    return problems
 
 
 def load_tracks(folder: Path) -> list[NamedTrack]:
@@ -107,8 +163,13 @@ def scale_fields(track: Track) -> list[str]:
 
 def seed_values(track: Track, count: int | None = None) -> list[int]:
     """The track's seeds: seed_j = first 31 bits of SHA-256(nonce || j), the same list for every recipe."""
-    digests = (hashlib.sha256(f"{track.seeds.nonce}{j}".encode()).digest() for j in range(count or track.seeds.count))
-    return [int.from_bytes(digest[:4], "big") >> 1 for digest in digests]
+    return [seed_value(track, j) for j in range(track.seeds.count if count is None else count)]
+
+
+def seed_value(track: Track, index: int) -> int:
+    """The seed of one index, from 0."""
+    assert index >= 0, index
+    return int.from_bytes(hashlib.sha256(f"{track.seeds.nonce}{index}".encode()).digest()[:4], "big") >> 1
 
 
 def horizon_kind(horizon: Horizon) -> str:

@@ -23,7 +23,11 @@ def seed_stream(seed: int, name: str) -> int:
 
 
 def build_trainer(
-    plan: Plan, device: torch.device, dtype: torch.dtype, seed: int, process_group: dist.ProcessGroup | None = None
+    plan: Plan,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    process_group: dist.ProcessGroup | None = None,
 ) -> Trainer:
     """Model, compiled trunk and optimizer, initialised from the run's seed."""
     choices = tuple(Choice(**choice) for choice in plan.kernels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.data.storage import sync_folder, write_synced, writing
+from bench.data.storage import sha256_file, sync_folder, write_synced, writing
 from bench.errors import DataError
 from model.gpt import GPT
 from model.optimizers.combined import MuonAdamW
@@ -41,26 +41,45 @@ def save(folder: Path, model: GPT, optimizer: MuonAdamW, state: RunState) -> Pat
     Raises:
         DataError: no room or no permission; what was there before stays whole.
     """
-    target = folder / f"step-{state.step:08d}"
-    building = folder / f".building-{state.step:08d}"
+    target, building = folder / f"step-{state.step:08d}", folder / ".building"
     tensors = _tensors(model, optimizer)
-    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    with writing(building, num_bytes):
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
+    with writing(building, sum(tensor.nbytes for tensor in tensors.values())):
+        shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
         try:
-            save_file(tensors, building / "tensors.safetensors")
-        except SafetensorError as error:
-            raise OSError(28, f"writing tensors: {error}") from error
-        digest = hashlib.sha256((building / "tensors.safetensors").read_bytes()).hexdigest()
-        whole = msgspec.structs.replace(state, tensors_sha256=digest)
-        write_synced(building / "state.json", msgspec.json.encode(whole))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(building, target)
+            _build(building, tensors, state)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(building, target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)  # a failed one may fill the disk
         sync_folder(folder)
     for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _build(building: Path, tensors: dict[str, Tensor], state: RunState) -> None:
+    building.mkdir(parents=True)
+    path = building / "tensors.safetensors"
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # how safetensors reports any fault of the file system
+        raise OSError(errno.ENOSPC, f"writing tensors: {error}") from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # a power cut must not leave a whole state.json beside half of the tensors
+    whole = msgspec.structs.replace(state, tensors_sha256=sha256_file(path))
+    write_synced(building / "state.json", msgspec.json.encode(whole))
+    sync_folder(building)
+
+
+def clear(folder: Path) -> None:
+    """Remove every checkpoint: a run that starts at step 0 must not be resumed from another's.
+
+    Raises:
+        DataError: no permission.
+    """
+    with writing(folder, 0):
+        for old in checkpoints(folder):
+            shutil.rmtree(old)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -69,17 +88,23 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_whole(folder: Path, plan_sha256: str, seed: int) -> tuple[RunState, dict[str, Tensor]] | None:
-    """The newest checkpoint that is complete and of this very run, or None."""
+    """The newest checkpoint that is complete, or None.
+
+    Raises:
+        DataError: it is of another plan or seed.
+    """
     for path in reversed(checkpoints(folder)):
         try:
             state = msgspec.json.decode((path / "state.json").read_bytes(), type=RunState)
-            data = (path / "tensors.safetensors").read_bytes()
+            is_whole = sha256_file(path / "tensors.safetensors") == state.tensors_sha256
         except (OSError, msgspec.DecodeError):
             continue
-        if hashlib.sha256(data).hexdigest() != state.tensors_sha256:
+        if not is_whole:
             continue
         if (state.plan_sha256, state.seed) != (plan_sha256, seed):
-            raise DataError(f"{path} is of another plan or seed", "remove the folder, or run without --resume")
+            raise DataError(
+                f"{path} is of another plan or seed", "remove the folder, or run without --resume"
+            )
         return state, load_file(path / "tensors.safetensors")
     return None
 
@@ -109,9 +134,12 @@ def restore(tensors: Mapping[str, Tensor], model: GPT, optimizer: MuonAdamW) -> 
             state: dict[str, Any] = optimizer.state[param]
             state.clear()
             for name in [name for name in rest if name.startswith(prefix)]:
-                state[name.removeprefix(prefix)] = rest.pop(name).to(param.device)
+                # A copy: what was loaded may be a map of the file, which the next checkpoints remove.
+                state[name.removeprefix(prefix)] = rest.pop(name).to(param.device, copy=True)
     if rest:
-        raise DataError(f"checkpoint holds {len(rest)} unknown tensors, e.g. {min(rest)}", "it is of another model")
+        raise DataError(
+            f"checkpoint holds {len(rest)} unknown tensors, e.g. {min(rest)}", "it is of another model"
+        )
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:

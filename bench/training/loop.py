@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bench.data.loader import Batch
+from bench.data.loader import Batch, Cursor
 from model.gpt import GPT
 from model.optimizers.combined import MuonAdamW
 from model.schedule import ScheduleConfig, StepScales, scales_at
 
 
 class StepsDone(NamedTuple):
-    """`losses` of the last steps, up to and including `step` (1 is the first), read back in one go."""
+    """Finite `losses` of the last steps, up to and including `step` (1 is the first), read back in one go."""
 
     step: int
     losses: list[float]
@@ -36,10 +36,9 @@ class CheckpointDue(NamedTuple):
 
 
 class Diverged(NamedTuple):
-    """The loss of `step` is not finite; the generator ends here."""
+    """The loss of `step`, or a weight after it, is not finite; the generator ends here."""
 
     step: int
-    loss: float
 
 
 Event = StepsDone | EvalDue | CheckpointDue | Diverged
@@ -84,33 +83,58 @@ def train(
 ) -> Iterator[Event]:
     """Events of a run from `first_step` on.
 
+    Before an EvalDue, a CheckpointDue and the end, all losses are read back and the weights known to be
+    finite: whoever looks at the run between two steps sees all of it.
+
     Args:
         batches: micro-batches on the device, from the first of `first_step` on.
         total_steps: steps of the run as known before a step; constant, or an estimate under a time horizon.
     """
     step, unread, scales = first_step, [], StepScales(0.0, 0.0, 0.0)
     while step < (total := total_steps(step)):
-        if _due(step, config.eval_every_steps):
-            yield EvalDue(step)
-        if _due(step, config.checkpoint_every_steps) and step > first_step:
-            yield CheckpointDue(step)
+        due = _due(step, config) if step > first_step else []
+        if due and not _has_finite_weights(trainer.model):
+            yield Diverged(step)
+            return
+        yield from due
         scales = scales_at(step, total, config.schedule)
         unread.append(_step(trainer, batches, config.accumulation, scales))
         step += 1
-        if step % config.log_every_steps == 0:
-            losses = _read(unread)
-            unread = []
-            yield StepsDone(step, losses, scales)
-            bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
-            if bad is not None:
-                yield Diverged(step - len(losses) + bad + 1, losses[bad])
+        if step % config.log_every_steps == 0 or _due(step, config):
+            if not (yield from _read_back(step, unread, scales)):
                 return
-    if unread:
-        yield StepsDone(step, _read(unread), scales)
+            unread = []
+    if unread and not (yield from _read_back(step, unread, scales)):
+        return
+    if step > first_step and not _has_finite_weights(trainer.model):
+        yield Diverged(step)
 
 
-def _due(step: int, every_steps: int) -> bool:
-    return every_steps > 0 and step > 0 and step % every_steps == 0
+def _due(step: int, config: LoopConfig) -> list[Event]:
+    """What is due after `step`; an evaluation comes first, so that a checkpoint holds its score."""
+    due: list[Event] = []
+    if config.eval_every_steps and step % config.eval_every_steps == 0:
+        due.append(EvalDue(step))
+    if config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
+        due.append(CheckpointDue(step))
+    return due
+
+
+def _read_back(step: int, unread: list[Tensor], scales: StepScales) -> Generator[Event, None, bool]:
+    """The steps' losses up to the first that is not finite; whether all were finite."""
+    losses: list[float] = torch.stack(unread).tolist()
+    num_finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    last = step - len(losses) + num_finite
+    if num_finite:
+        yield StepsDone(last, losses[:num_finite], scales)
+    if num_finite < len(losses):
+        yield Diverged(last + 1)
+    return num_finite == len(losses)
+
+
+def _has_finite_weights(model: GPT) -> bool:
+    """A step whose gradient overflowed has a finite loss: it shows in the weights first."""
+    return bool(torch.stack([param.detach().isfinite().all() for param in model.parameters()]).all())
 
 
 def _step(trainer: Trainer, batches: Iterator[Batch], accumulation: int, scales: StepScales) -> Tensor:
@@ -126,21 +150,10 @@ def _step(trainer: Trainer, batches: Iterator[Batch], accumulation: int, scales:
     return total
 
 
-def _read(losses: list[Tensor]) -> list[float]:
-    return [float(loss) for loss in torch.stack(losses).tolist()]
-
-
 def warm_up(trainer: Trainer, rows: int, sequence_length: int, device: torch.device) -> None:
-    """Compile and touch memory on synthetic tokens; weights, optimizer, generators and gradients stay as they were."""
+    """Compile and touch memory on synthetic tokens; weights, optimizer, generators stay the same."""
     generator = torch.Generator().manual_seed(0)
     vocab = trainer.model.config.vocab_size
     buffer = torch.randint(vocab, (2, rows, sequence_length), generator=generator).to(device)
-    loss = trainer.model.kernels.linear_cross_entropy(
-        trainer.trunk(buffer[0]).flatten(0, 1),
-        trainer.model.head_weight(),
-        buffer[1].flatten(),
-        softcap=trainer.model.config.softcap,
-        reduction="mean",
-    )
-    loss.backward()  # type: ignore[no-untyped-call]
+    batch_loss(trainer, Batch(buffer, Cursor(step=0, micro=0))).backward()  # type: ignore[no-untyped-call]
     trainer.optimizer.zero_grad(set_to_none=True)

@@ -39,3 +39,18 @@ def run_folder(runs: Path, track: str, recipe: str, seed_index: int) -> Iterator
         yield folder
     finally:
         os.close(descriptor)  # releases the lock, as does any death of the process
+
+
+def require_folder(folder: Path) -> None:
+    """Make a folder and write to it.
+
+    Raises:
+        DataError: either is impossible.
+    """
+    trial = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}", "this folder must be writable") from error

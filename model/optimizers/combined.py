@@ -1,10 +1,10 @@
 """Muon for the matrices, AdamW for the rest, as one optimizer for 1..N ranks.
 
-Gradients are averaged over ranks and optimizer states are sharded in the same step (ZeRO-2), in three phases so that
-communication overlaps with arithmetic: start every reduction; as each arrives, update what this rank owns and start
-the gather of the result; wait for the gathers. AdamW shards a parameter by rows where they divide by the number of
-ranks and keeps it whole (all-reduced) where they do not; Muon shards its stack of matrices. On one rank every
-reduction and gather is absent and the rank owns everything: the same code.
+Gradients are averaged over ranks and optimizer states are sharded in the same step (ZeRO-2), in three phases
+so that communication overlaps with arithmetic: start every reduction; as each arrives, update what this rank
+owns and start the gather of the result; wait for the gathers. AdamW shards a parameter by rows where they
+divide by the number of ranks and keeps it whole (all-reduced) where they do not; Muon shards its stack of
+matrices. On one rank every reduction and gather is absent and the rank owns everything: the same code.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class MuonAdamW(torch.optim.Optimizer):
     """See the file's head.
 
     Args:
-        groups: dicts with "params", "name", "kind" ("muon" | "adamw"), "base_lr", "base_weight_decay" and the
-            constants of their kind ("betas", "eps" | "beta2", "polar_steps", "polar_norm_scale"). A Muon group's
-            parameters all have one shape.
+        groups: dicts with "params", "name", "kind" ("muon" | "adamw"), "base_lr", "base_weight_decay" and
+            the constants of their kind ("betas", "eps" | "beta2", "polar_steps", "polar_norm_scale"). A Muon
+            group's parameters all have one shape.
         polar_dtype: dtype of the polar iteration.
         process_group: ranks that share the step, or None for one rank.
     """
@@ -53,7 +53,8 @@ class MuonAdamW(torch.optim.Optimizer):
         polar_dtype: torch.dtype,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(groups, defaults={})
+        # By "fused", `load_state_dict` brings AdamW's step counts to the device as float32: it needs them so.
+        super().__init__(groups, defaults={"fused": True})
         self.polar_dtype = polar_dtype
         self.process_group = process_group
         self.world_size = process_group.size() if process_group is not None else 1
@@ -62,9 +63,10 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, scales: StepScales) -> None:  # type: ignore[override]
         """One step in place with this step's multipliers and momentum; gradients are consumed."""
-        reduced = [self._reduce_muon(g) if g["kind"] == "muon" else self._reduce_adamw(g) for g in self.param_groups]
+        groups = self.param_groups
+        reduced = [self._reduce_muon(g) if g["kind"] == "muon" else self._reduce_adamw(g) for g in groups]
         gathers: list[Pending] = []
-        for group, (slices, works) in zip(self.param_groups, reduced, strict=True):
+        for group, (slices, works) in zip(groups, reduced, strict=True):
             for work in works:
                 work.wait()
             step = self._step_muon if group["kind"] == "muon" else self._step_adamw

@@ -30,7 +30,9 @@ class MuonConstants(msgspec.Struct, frozen=True, kw_only=True):
     polar_norm_scale: float
 
 
-def param_groups(model: GPT, adamw: Mapping[str, AdamWConstants], muon: MuonConstants) -> list[dict[str, Any]]:
+def param_groups(
+    model: GPT, adamw: Mapping[str, AdamWConstants], muon: MuonConstants
+) -> list[dict[str, Any]]:
     """Groups for `MuonAdamW`: AdamW by name, then Muon by shape, so that a group's matrices stack."""
     named: dict[str, list[nn.Parameter]] = {
         "lm_head": [model.lm_head],
@@ -47,7 +49,7 @@ def param_groups(model: GPT, adamw: Mapping[str, AdamWConstants], muon: MuonCons
     for shape in sorted({tuple(matrix.shape) for matrix in matrices}):
         groups.append(_muon_group([matrix for matrix in matrices if tuple(matrix.shape) == shape], muon))
     grouped = [id(param) for group in groups for param in group["params"]]
-    assert sorted(grouped) == sorted(id(param) for param in model.parameters()), "a parameter is in no group or in two"
+    assert sorted(grouped) == sorted(map(id, model.parameters())), "a parameter is in no group or in two"
     return groups
 
 

@@ -33,10 +33,12 @@ def muon_step_(
     if not state:
         state["momentum"] = torch.zeros_like(params_SMP)
         if beta2:
-            state["second_moment"] = params_SMP.new_zeros(params_SMP.mean(_neuron_dim(params_SMP), keepdim=True).shape)
+            per_neuron = params_SMP.mean(_neuron_dim(params_SMP), keepdim=True)
+            state["second_moment"] = torch.zeros_like(per_neuron)
     state["momentum"].lerp_(grads_SMP, 1.0 - momentum)
     nesterov_SMP = grads_SMP.lerp_(state["momentum"], momentum)
-    update_SMP = polar_express(nesterov_SMP.to(polar_dtype), polar_steps, polar_norm_scale).to(params_SMP.dtype)
+    update_SMP = polar_express(nesterov_SMP.to(polar_dtype), polar_steps, polar_norm_scale)
+    update_SMP = update_SMP.to(params_SMP.dtype)
     if beta2:
         update_SMP = normuon(update_SMP, state["second_moment"], beta2)
     cautious_update_(params_SMP, update_SMP, lr, weight_decay)
@@ -62,7 +64,7 @@ def normuon(update_SMP: Tensor, second_moment: Tensor, beta2: float) -> Tensor:
 
 
 def cautious_update_(params_SMP: Tensor, update_SMP: Tensor, lr: float, weight_decay: float) -> None:
-    """params -= lr * update, with weight decay only where update and parameter agree in sign (arXiv 2411.16085)."""
+    """params -= lr * update; weight decay only where both agree in sign (arXiv 2411.16085)."""
     if weight_decay:
         agree_SMP = (update_SMP * params_SMP) >= 0
         params_SMP.addcmul_(params_SMP, agree_SMP, value=-lr * weight_decay)
@@ -71,4 +73,4 @@ def cautious_update_(params_SMP: Tensor, update_SMP: Tensor, lr: float, weight_d
 
 def shape_lr_scale(rows: int, columns: int) -> float:
     """sqrt(rows / columns) for tall matrices, 1 otherwise: the update's RMS a output then does not fall."""
-    return max(1.0, rows / columns) ** 0.5
+    return float(max(1.0, rows / columns) ** 0.5)

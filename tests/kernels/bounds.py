@@ -1,4 +1,4 @@
-"""The bound that an implementation is held to: hardly worse than eager code in the same dtype, against float64."""
+"""The bound that an implementation is held to: hardly worse than eager in its dtype, against float64."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def assert_close_as_eager(
 
     Args:
         factor: how much worse than eager is allowed (2 to 3: FlashAttention's and QuACK's tests).
-        scale: magnitude of what was rounded on the way; the largest number of the oracle at least. The floor keeps
-            an eager result that happens to be exact from being asked of the implementation.
+        scale: magnitude of what was rounded on the way; the largest number of the oracle at least. The floor
+            keeps an eager result that happens to be exact from being asked of the implementation.
     """
     assert actual.dtype == eager.dtype
     assert actual.shape == oracle.shape

@@ -1,4 +1,4 @@
-"""Choices and what they bind to: a reason each, the reference's signature each, and chunks that fit their budget."""
+"""Choices and what they bind to: a reason each, the reference's signature each, chunks that fit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def all_choices() -> list[tuple[Choice, ...]]:
 def test_what_is_bound_takes_what_the_reference_takes(choices: tuple[Choice, ...]) -> None:
     kernels = bind(choices, compiled=False)
     for op, function in kernels._asdict().items():
-        actual, expected = inspect.signature(function).parameters, inspect.signature(REFERENCES[op]).parameters
+        actual, expected = (
+            inspect.signature(function).parameters,
+            inspect.signature(REFERENCES[op]).parameters,
+        )
         shared = [name for name in expected if name != "ignore_index"]  # -1, as the data has it
         assert list(actual)[: len(shared)] == shared
         assert all(actual[name].default == expected[name].default for name in shared)
@@ -66,7 +69,10 @@ def test_what_is_bound_computes_what_the_reference_computes(choices: tuple[Choic
 
 
 def test_a_choice_is_kept() -> None:
-    bound = {name: bind((Choice("attention", name, "a test"),), compiled=False).attention for name in ("sdpa", "blocked")}
+    bound = {
+        name: bind((Choice("attention", name, "a test"),), compiled=False).attention
+        for name in ("sdpa", "blocked")
+    }
     assert bound["sdpa"] is full_or_blocked_attention
     assert bound["blocked"] is not full_or_blocked_attention
     for compiled in (False, True):

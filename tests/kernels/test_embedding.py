@@ -1,4 +1,4 @@
-"""Table look-up: rows in the compute dtype, and a float32 gradient that sums every use of a row, bit for bit."""
+"""Table look-up: rows in the compute dtype, and a float32 gradient that sums a row's uses, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def gradient(function, weight: Tensor, tokens: Tensor, dtype: torch.dtype, upstr
     shape=st.tuples(st.integers(0, 4), st.integers(0, 6)),
     dtype=st.sampled_from(DTYPES),
 )
-def test_rows_and_their_gradient(seed: int, table: tuple[int, int], shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_rows_and_their_gradient(
+    seed: int, table: tuple[int, int], shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(table, generator=generator)
     tokens = torch.randint(0, table[0], shape, generator=generator)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.polar_express import _gram_form, _standard_form, polar_express
-from tests.kernels.bounds import assert_close_as_eager, largest
+from tests.kernels.bounds import assert_close_as_eager
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 5), (8, 32), (32, 8), (9, 17), (9, 18), (9, 19), (12, 16)]
 
@@ -18,7 +18,9 @@ SHAPES = [(1, 1), (1, 7), (7, 1), (5, 5), (8, 32), (32, 8), (9, 17), (9, 18), (9
 def conditioned(seed: int, shape: tuple[int, int], smallest: float = 0.05) -> Tensor:
     """Two matrices with singular values from 1 down to `smallest`, float64."""
     generator = torch.Generator().manual_seed(seed)
-    U, _, Vh = torch.linalg.svd(torch.randn(2, *shape, generator=generator, dtype=torch.float64), full_matrices=False)
+    U, _, Vh = torch.linalg.svd(
+        torch.randn(2, *shape, generator=generator, dtype=torch.float64), full_matrices=False
+    )
     return U * torch.logspace(0, torch.tensor(smallest).log10().item(), min(shape), dtype=torch.float64) @ Vh
 
 
@@ -30,7 +32,9 @@ def conditioned(seed: int, shape: tuple[int, int], smallest: float = 0.05) -> Te
 )
 def test_float64_is_the_reference(seed: int, shape: tuple[int, int], steps: int, scale: float) -> None:
     G = conditioned(seed, shape) * scale
-    torch.testing.assert_close(polar_express(G, steps), reference.polar_express(G, steps), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        polar_express(G, steps), reference.polar_express(G, steps), rtol=1e-9, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -38,8 +42,12 @@ def test_float64_is_the_reference(seed: int, shape: tuple[int, int], steps: int,
 def test_low_precision_is_as_close_to_float64_as_eager(shape: tuple[int, int], dtype: torch.dtype) -> None:
     for seed in range(10):
         G = conditioned(seed, shape).to(dtype)
-        actual, eager, oracle = polar_express(G), reference.polar_express(G), reference.polar_express(G.double())
-        # Float32: the Gram form loses a factor of up to 1e2 to the standard form (measured 2e-4 against 9e-6).
+        actual, eager, oracle = (
+            polar_express(G),
+            reference.polar_express(G),
+            reference.polar_express(G.double()),
+        )
+        # Float32: the Gram form loses up to 1e2 against the standard form (measured 2e-4 against 9e-6).
         ulps = 2e3 if dtype == torch.float32 else 4
         assert_close_as_eager(actual, eager, oracle, factor=3, ulps=ulps)
 
@@ -57,8 +65,10 @@ def test_singular_values_land_near_one(shape: tuple[int, int], dtype: torch.dtyp
 @pytest.mark.parametrize("shape", [(8, 16), (8, 32), (64, 256), (32, 8), (32, 32)])
 @pytest.mark.parametrize("smallest", [1e-3, 1e-7, 0.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_ill_conditioned_gradients_do_not_blow_up(shape: tuple[int, int], smallest: float, dtype: torch.dtype) -> None:
-    """Gradients are nearly of low rank; what rounding puts in the place of a zero must not be amplified past 1."""
+def test_ill_conditioned_gradients_do_not_blow_up(
+    shape: tuple[int, int], smallest: float, dtype: torch.dtype
+) -> None:
+    """Gradients are nearly of low rank; what rounding makes of a zero must not be amplified past 1."""
     G = conditioned(0, shape, max(smallest, 1e-30))
     if not smallest:
         G = G[..., :2] @ torch.ones(2, 2, shape[1] // 2, dtype=torch.float64).repeat(1, 1, 2)
@@ -84,7 +94,11 @@ def test_transposing_or_rotating_commutes(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(polar_express(Q @ G), Q @ polar_express(G), rtol=1e-9, atol=1e-10)
 
 
-@given(seed=st.integers(0, 10**6), shape=st.tuples(st.integers(1, 12), st.integers(1, 40)), steps=st.integers(0, 5))
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 40)),
+    steps=st.integers(0, 5),
+)
 def test_both_forms_are_one_polynomial(seed: int, shape: tuple[int, int], steps: int) -> None:
     X = conditioned(seed, shape) / 3.0
     coefficients = reference.POLAR_EXPRESS_COEFFICIENTS[:steps]

@@ -32,7 +32,11 @@ def test_value_and_gradient(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
-    upstream = torch.randn([] if expanded else shape, generator=generator, dtype=torch.float64).to(dtype).expand(shape)
+    upstream = (
+        torch.randn([] if expanded else shape, generator=generator, dtype=torch.float64)
+        .to(dtype)
+        .expand(shape)
+    )
     y, grad = value_and_gradient(relu_squared, x, upstream)
     exact_y, exact_grad = value_and_gradient(reference.relu_squared, x.double(), upstream.double())
     assert y.dtype == grad.dtype == dtype

@@ -67,13 +67,13 @@ VARIANTS = {
     "run6": small_config(),
     "full heads": small_config(num_kv_heads=4),
     "no levers": small_config(value_embedding_layers=(), smear_channels=0, backout_layer=-1, softcap=0.0),
-    "one layer": small_config(depth=1),
+    "one layer": small_config(depth=1, backout_layer=-1),  # a backout is undone by the norm
     "odd depth": small_config(depth=3, softcap=20.0, ve_gate_channels=5),
 }
 
 
 def scrambled(config: ModelConfig, dtype: torch.dtype = torch.float32, kernels: Kernels = BLOCKED) -> GPT:
-    """A model in which every parameter matters: none is left at zero, gates and lambdas are away from neutral."""
+    """A model in which every parameter matters: none is zero, gates and lambdas are not neutral."""
     model = build(config, dtype, kernels, CPU, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -31,7 +31,7 @@ def turned(x_TK: Tensor, base: float) -> Tensor:
 
 
 def one_head(q_TK: Tensor, k_TK: Tensor, v_TK: Tensor, window: int) -> Tensor:
-    """Each query's mean of the values at most `window` tokens back, weighted by the softmax of q.k/sqrt(K)."""
+    """Each query's mean of the values at most `window` tokens back, weighted by softmax(q.k/sqrt(K))."""
     rows = []
     for t in range(q_TK.shape[0]):
         first = max(0, t - window)
@@ -40,7 +40,9 @@ def one_head(q_TK: Tensor, k_TK: Tensor, v_TK: Tensor, window: int) -> Tensor:
     return torch.stack(rows)
 
 
-def attention(weights: dict[str, Tensor], config: ModelConfig, layer: int, x_TD: Tensor, ids: Tensor) -> Tensor:
+def attention(
+    weights: dict[str, Tensor], config: ModelConfig, layer: int, x_TD: Tensor, ids: Tensor
+) -> Tensor:
     """The layer's attention of one row."""
     name, size = f"blocks.{layer}.attn", config.head_dim
     q_all, k_all, v_all = (x_TD @ weights[f"{name}.c_{kind}.weight"].T for kind in "qkv")
@@ -50,10 +52,15 @@ def attention(weights: dict[str, Tensor], config: ModelConfig, layer: int, x_TD:
         mine, theirs = slice(head * size, (head + 1) * size), slice(shared * size, (shared + 1) * size)
         v = v_all[:, theirs]
         if layer in config.value_embedding_layers:
-            openness = torch.sigmoid(x_TD[:, : config.ve_gate_channels] @ weights[f"{name}.ve_gate.weight"][shared])
+            openness = torch.sigmoid(
+                x_TD[:, : config.ve_gate_channels] @ weights[f"{name}.ve_gate.weight"][shared]
+            )
             table = weights[f"value_embeds.{layer}"]
             v = v + config.ve_gate_range * openness[:, None] * table[ids][:, theirs]
-        q, k = (config.qk_scale * unit_rms(turned(x, config.rope_base)) for x in (q_all[:, mine], k_all[:, theirs]))
+        q, k = (
+            config.qk_scale * unit_rms(turned(x, config.rope_base))
+            for x in (q_all[:, mine], k_all[:, theirs])
+        )
         heads.append(one_head(q, k, v, config.window_sizes[layer]))
     return torch.cat(heads, dim=1) @ weights[f"{name}.c_proj.weight"].T
 
@@ -62,7 +69,10 @@ def hidden_states(weights: dict[str, Tensor], config: ModelConfig, ids: Tensor) 
     """One row of token ids [T] -> [T, D], before the head."""
     x = unit_rms(weights["wte"][ids])
     if config.smear_channels:
-        gate = torch.sigmoid(x[:, : config.smear_channels] @ weights["smear.gate.weight"][0]) * weights["smear.scale"]
+        gate = (
+            torch.sigmoid(x[:, : config.smear_channels] @ weights["smear.gate.weight"][0])
+            * weights["smear.scale"]
+        )
         x = torch.stack([x[0], *(x[t] + gate[t] * x[t - 1] for t in range(1, len(ids)))])
     start, middle = x, None
     for layer in range(config.depth):

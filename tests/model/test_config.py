@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,9 @@ def test_nanochats_patterns() -> None:
 
 
 @given(
-    pattern=st.text("SL", min_size=1, max_size=5), depth=st.integers(1, 30), lengths=st.tuples(st.integers(1, 99), st.integers(1, 99))
+    pattern=st.text("SL", min_size=1, max_size=5),
+    depth=st.integers(1, 30),
+    lengths=st.tuples(st.integers(1, 99), st.integers(1, 99)),
 )
 def test_windows_tile_the_pattern_and_end_long(pattern: str, depth: int, lengths: tuple[int, int]) -> None:
     short, long = min(lengths), max(lengths)
@@ -39,5 +43,5 @@ def test_windows_tile_the_pattern_and_end_long(pattern: str, depth: int, lengths
 def test_the_last_layer_has_a_value_embedding_and_no_two_neighbours_do(depth: int) -> None:
     layers = value_embedding_layers("alternate", depth)
     assert layers[-1] == depth - 1
-    assert all(b - a == 2 for a, b in zip(layers, layers[1:], strict=False))
+    assert all(b - a == 2 for a, b in pairwise(layers))
     assert layers[0] in (0, 1)

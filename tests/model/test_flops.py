@@ -31,8 +31,8 @@ def test_parameters_are_the_built_models(config: ModelConfig) -> None:
 def test_flops_are_those_torch_counts(config: ModelConfig) -> None:
     """Exact but for one known term: the smear's gate reads T - 1 of a row's T tokens.
 
-    The windows are full, for a dense attention multiplies what its mask then hides, and the vocabulary needs no
-    padding, for padded rows are counted (as nanochat counts them) but never multiplied.
+    The windows are full, for a dense attention multiplies what its mask then hides, and the vocabulary needs
+    no padding, for padded rows are counted (as nanochat counts them) but never multiplied.
     """
     full = (config.sequence_length,) * config.depth
     config = msgspec.structs.replace(config, window_sizes=full, vocab_size=config.vocab_padded)
@@ -48,14 +48,22 @@ def test_flops_are_those_torch_counts(config: ModelConfig) -> None:
 def test_a_window_counts_the_keys_it_has() -> None:
     config = VARIANTS["run6"]
     full = msgspec.structs.replace(config, window_sizes=(1000,) * config.depth)
-    saved_keys = sum(config.sequence_length - min(window, config.sequence_length) for window in config.window_sizes)
+    saved_keys = sum(
+        config.sequence_length - min(window, config.sequence_length) for window in config.window_sizes
+    )
     assert saved_keys == 3 * (24 - 7)
     assert flops_per_token(full) - flops_per_token(config) == 12 * config.width * saved_keys
 
 
-def test_d24_has_nanochats_count() -> None:
-    """nanochat at depth 24, vocabulary 32768 (dev/LOG.md, January 2026): 12 D^2 a layer and V D for the head."""
+def test_without_gates_a_layer_has_12_width_squared() -> None:
+    """And the head V D: depth 24 of the speedrun."""
     config = msgspec.structs.replace(
-        VARIANTS["no levers"], depth=24, width=1536, num_heads=12, num_kv_heads=12, head_dim=128, vocab_padded=32768
+        VARIANTS["no levers"],
+        depth=24,
+        width=1536,
+        num_heads=12,
+        num_kv_heads=12,
+        head_dim=128,
+        vocab_padded=32768,
     )
     assert scaling_parameters(config) == 24 * 12 * 1536**2 + 32768 * 1536

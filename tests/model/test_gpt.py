@@ -20,7 +20,9 @@ variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def loss_and_gradients(model: GPT, tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """As a training step computes them."""
     hidden = model(tokens).flatten(0, 1)
-    loss = model.kernels.linear_cross_entropy(hidden, model.head_weight(), targets.flatten(), model.config.softcap)
+    loss = model.kernels.linear_cross_entropy(
+        hidden, model.head_weight(), targets.flatten(), model.config.softcap
+    )
     named = dict(model.named_parameters())
     return loss.detach(), dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 

@@ -1,0 +1,212 @@
+"""`bench perf`: how fast this machine trains, loads and prepares, against its own matrix rate of the same minute."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import torch
+
+from bench.data.corpus import open_corpus, tokenizer_for
+from bench.data.loader import Loader
+from bench.data.prepare import prepare
+from bench.data.prepared import Prepared
+from bench.host.allocator import release_garbage
+from bench.host.device import Device, configure, open_device
+from bench.host.machine import MachineFacts, detect
+from bench.host.planning import Rates, plan_machine
+from bench.spec.plan import Plan, make_plan
+from bench.spec.recipe import Batch, Compile, Data, Horizon, Model, Recipe
+from bench.spec.submission import Submission
+from bench.spec.track import load_track
+from bench.spec.workspace import Workspace
+from bench.training.build import build_trainer, loop_config
+from bench.training.loop import StepsDone, train, warm_up
+
+MATMUL_SIZE = 2048
+SEED = 1
+# The shape at which this project compares itself with nanochat's CPU path: d4, width 256, 16 rows of 512 tokens.
+PERF_MODEL = Model(depth=4, head_dim=128, sequence_length=512, vocab_size=8192, window_pattern="L")
+PERF_ROWS = 16
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Median, least and greatest of repeated measurements."""
+
+    median: float
+    least: float
+    greatest: float
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured; rates a second."""
+
+    device: str
+    matmul_bf16_flops: Spread
+    matmul_fp32_flops: Spread
+    train_tokens: Spread
+    train_flops: Spread
+    train_share_of_matmul: float
+    first_step_s: float
+    peak_bytes: int
+    peak_method: str
+    loader_tokens: dict[str, Spread]
+    loader_share_of_step: float
+    prepare_bytes: Spread
+
+
+def measure(space: Workspace, num_steps: int) -> Figures:
+    """All figures; about a minute with a warm compile cache."""
+    facts = detect(environment={})
+    device = open_device(facts.device_kind)
+    configure(device, cpu_cores=facts.cpu_cores)
+    plan = perf_plan(space, facts)
+    prepared = _prepared(space, plan.model.vocab_size)
+    matmul_before = matmul_rate(device, torch.bfloat16)
+    first_step_s, step_s = _training(plan, device, prepared, num_steps)
+    matmul = _joined(matmul_before, matmul_rate(device, torch.bfloat16))
+    tokens = _spread([plan.batch_tokens / seconds for seconds in step_s])
+    flops = _spread([plan.batch_tokens * plan.flops_per_token / seconds for seconds in step_s])
+    peak = device.peak_memory()
+    loader = {f"T={length}": _loading(prepared, length) for length in (512, 2048)}
+    return Figures(
+        device=facts.device_name,
+        matmul_bf16_flops=matmul,
+        matmul_fp32_flops=matmul_rate(device, torch.float32),
+        train_tokens=tokens,
+        train_flops=flops,
+        train_share_of_matmul=flops.median / matmul.median,
+        first_step_s=first_step_s,
+        peak_bytes=peak.bytes,
+        peak_method=peak.method,
+        loader_tokens=loader,
+        loader_share_of_step=tokens.median / loader["T=512"].median,
+        prepare_bytes=_preparing(space),
+    )
+
+
+def perf_plan(space: Workspace, facts: MachineFacts) -> Plan:
+    """The plan of the benchmark's shape on this machine; its track only lends the schema a name."""
+    recipe = Recipe(
+        model=PERF_MODEL,
+        horizon=Horizon(iterations=1000),
+        batch=Batch(tokens=PERF_ROWS * PERF_MODEL.sequence_length, device_sequences=PERF_ROWS),
+        data=Data(dataset="stdlib", tokenizer_chars=20_000_000),
+        compile=Compile(enabled=True),
+    )
+    named = load_track("cpu-quick", space.tracks)
+    unscaled = msgspec.structs.replace(named, track=msgspec.structs.replace(named.track, scale={}))
+    machine = plan_machine(facts, unscaled, recipe.precision.compute, recipe.model.depth, Rates())
+    return make_plan(Submission("perf", recipe, ""), unscaled, machine)
+
+
+def _prepared(space: Workspace, vocab_size: int) -> Prepared:
+    corpus = open_corpus("stdlib", space.data, validation_bytes=100_000)
+    return prepare(corpus, tokenizer_for(corpus, vocab_size, space.data, 20_000_000), space.data)
+
+
+def _timed(function: Callable[[], object], repeats: int) -> list[float]:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def matmul_rate(device: Device, dtype: torch.dtype) -> Spread:
+    """FLOP/s of a square product, warm."""
+    a = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device.torch_device).to(dtype)
+    b = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device.torch_device).to(dtype)
+
+    def product() -> None:
+        a @ b
+        device.synchronize()
+
+    _timed(product, 3)
+    return _spread([2 * MATMUL_SIZE**3 / seconds for seconds in _timed(product, 15)])
+
+
+def _training(plan: Plan, device: Device, prepared: Prepared, num_steps: int) -> tuple[float, list[float]]:
+    """(seconds until the first step can start, seconds of each step), real batches and optimizer included."""
+    trainer = build_trainer(plan, device.torch_device, device.compute_dtype("bfloat16"), SEED)
+    shape = (plan.device_sequences, plan.model.sequence_length)
+    first_s = sum(_timed(lambda: warm_up(trainer, *shape, device.torch_device), 2))
+    release_garbage()
+    step_s = []
+    with Loader(prepared, shape[1], shape[0], 1, 0, 1, seed=SEED, device_pin=False) as loader:
+        batches = (batch.to(device.torch_device) for batch in loader)
+        events = train(trainer, batches, loop_config(plan), lambda _: 1000.0)
+        mark = time.perf_counter()
+        for event in islice(events, num_steps + 2):
+            assert isinstance(event, StepsDone)
+            device.synchronize()
+            step_s.append(time.perf_counter() - mark)
+            mark = time.perf_counter()
+    return first_s, step_s[2:]
+
+
+def _loading(prepared: Prepared, sequence_length: int) -> Spread:
+    """Tokens a second from the loader alone, packing included."""
+    rows, count = 16, 100
+    rates = []
+    for seed in range(3):
+        with Loader(prepared, sequence_length, rows, 1, 0, 1, seed=seed, device_pin=False) as loader:
+            (seconds,) = _timed(lambda: [None for _ in islice(loader, count)], 1)  # noqa: B023
+        rates.append(rows * sequence_length * count / seconds)
+    return _spread(rates)
+
+
+def _preparing(space: Workspace) -> Spread:
+    """Bytes of text a second on one core, from files to tokens on disk."""
+    corpus = open_corpus("stdlib", space.data, validation_bytes=100_000)
+    tokenizer = tokenizer_for(corpus, PERF_MODEL.vocab_size, space.data, 20_000_000)
+    seconds = []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            seconds += _timed(lambda: prepare(corpus, tokenizer, Path(folder)), 1)  # noqa: B023
+    return _spread([(corpus.train_bytes + corpus.validation_bytes) / one for one in seconds])
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def _joined(a: Spread, b: Spread) -> Spread:
+    return Spread((a.median + b.median) / 2, min(a.least, b.least), max(a.greatest, b.greatest))
+
+
+def perf_table(figures: Figures) -> str:
+    """The figures as lines a person reads."""
+    rows = [
+        ("matrix product bf16", *_giga(figures.matmul_bf16_flops), "GFLOP/s, 2048 cubed, before and after training"),
+        ("matrix product fp32", *_giga(figures.matmul_fp32_flops), "GFLOP/s"),
+        ("training", *_plain(figures.train_tokens), "tok/s: d4, width 256, 16 x 512 tokens, vocabulary 8192"),
+        ("training", *_giga(figures.train_flops), f"GFLOP/s, {figures.train_share_of_matmul:.0%} of the bf16 product"),
+        *(
+            (f"loader {name}", *_plain(spread, 1e6), "M tok/s, packing included")
+            for name, spread in figures.loader_tokens.items()
+        ),
+        ("prepare", *_plain(figures.prepare_bytes, 1e6), "MB/s of text on one core"),
+    ]
+    lines = [f"{figures.device}: median (least to greatest)"]
+    lines += [f"  {name:<20} {middle:>9} ({low} to {high}) {unit}" for name, middle, low, high, unit in rows]
+    lines.append(f"  loader in a step     {figures.loader_share_of_step:>9.3%}")
+    lines.append(f"  until the first step {figures.first_step_s:>9.1f} s, compiling included")
+    lines.append(f"  peak memory          {figures.peak_bytes / 2**20:>9,.0f} MiB ({figures.peak_method})")
+    return "\n".join(lines)
+
+
+def _giga(spread: Spread) -> tuple[str, str, str]:
+    return _plain(spread, 1e9)
+
+
+def _plain(spread: Spread, unit: float = 1.0) -> tuple[str, str, str]:
+    digits = 1 if spread.median / unit < 100 else 0
+    low, middle, high = spread.least / unit, spread.median / unit, spread.greatest / unit
+    return f"{middle:,.{digits}f}", f"{low:,.{digits}f}", f"{high:,.{digits}f}"

@@ -1,0 +1,57 @@
+"""What a run has collected so far, and how a resumed run finds it again in its event log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.records.events import EventLog, read_events
+from bench.training.checkpoint import RunState
+
+
+@dataclass
+class RunProgress:
+    """Grows with the run; every number in it is finite."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    logged: list[tuple[int, float]] = field(default_factory=list)  # (step, official seconds)
+    bpbs: list[tuple[int, float]] = field(default_factory=list)
+    num_events: int = 0
+    carried_s: dict[str, float] = field(default_factory=dict)  # by ledger category, of earlier processes
+    num_resumes: int = 0
+    diverged_at: int | None = None
+
+    @property
+    def carried_official_s(self) -> float:
+        """Official seconds of earlier processes."""
+        return self.carried_s.get("train", 0.0) + self.carried_s.get("data_wait", 0.0)
+
+
+def read_progress(path: Path, state: RunState) -> RunProgress:
+    """What the events up to a checkpoint say; that they lead to it is for `EventLog` to check."""
+    progress = RunProgress(step=state.step, carried_s=state.seconds, num_resumes=state.num_resumes + 1)
+    data = path.read_bytes() if path.is_file() else b""
+    for event in read_events(data[: state.events_bytes], str(path)):
+        progress.num_events += 1
+        if event.key == "step":
+            progress.losses += event.value["losses"]
+            progress.logged.append((event.value["step"], event.value["official_s"]))
+        elif event.key == "eval_accuracy":
+            progress.bpbs.append((event.value["step"], event.value["val_bpb"]))
+    return progress
+
+
+@contextmanager
+def open_log(path: Path, resume_at: tuple[int, str] | None) -> Iterator[EventLog]:
+    """A run's event log, closed whatever happens; `resume_at` as in `EventLog`."""
+    log = EventLog(path, resume_at)
+    try:
+        yield log
+    except BaseException:
+        with suppress(OSError):  # the first fault is the one to report: closing on a full disk fails as well
+            log.close()
+        raise
+    log.close()

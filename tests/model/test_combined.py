@@ -1,0 +1,140 @@
+"""MuonAdamW: the same step on one rank and on several, the same bits every time, and after a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+
+from tests.kernels.bounds import largest
+from tests.model import ranks
+
+
+def alone(num_steps: int, world_size: int = 1) -> tuple[list[list[nn.Parameter]], ranks.MuonAdamW]:
+    """One rank's steps on the gradients that `world_size` ranks have on average."""
+    params = ranks.parameters()
+    ours = ranks.optimizer(params)
+    for step in range(num_steps):
+        each = [ranks.gradients(step, rank) for rank in range(world_size)]
+        mean = [[sum(g) / world_size for g in zip(*group, strict=True)] for group in zip(*each, strict=True)]
+        ranks.give(params, mean)  # type: ignore[arg-type]
+        ours.step(ranks.scales(step))
+    return params, ours
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """What each rank ended with, by world size."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(ranks.run_rank, (str(folder),), nprocs=max(ranks.WORLD_SIZES))
+    return {size: [torch.load(folder / f"{size}-{r}.pt") for r in range(size)] for size in ranks.WORLD_SIZES}
+
+
+@pytest.mark.parametrize("world_size", ranks.WORLD_SIZES)
+def test_ranks_share_one_step(results: dict[int, list[dict[str, Any]]], world_size: int) -> None:
+    expected, _ = alone(ranks.NUM_STEPS, world_size)
+    start = ranks.parameters()
+    for i, group in enumerate(expected):
+        for j, param in enumerate(group):
+            assert largest(param - start[i][j]) > 0.01
+            for result in results[world_size]:
+                ours = result["params"][i][j]
+                assert torch.equal(ours, results[world_size][0]["params"][i][j]), "ranks differ"
+                assert largest(ours - param) <= 1e-6 * largest(param)
+
+
+@pytest.mark.parametrize("world_size", ranks.WORLD_SIZES)
+def test_each_momentum_is_held_once_and_is_of_the_mean_gradient(
+    results: dict[int, list[dict[str, Any]]], world_size: int
+) -> None:
+    expected = ranks.momenta(*alone(ranks.NUM_STEPS, world_size))
+    for group, momenta in enumerate(expected):
+        shares = [result["momenta"][group] for result in results[world_size]]
+        torch.testing.assert_close(torch.cat(shares), momenta)
+        assert len(momenta) == 1 or max(map(len, shares)) < len(momenta)
+
+
+def test_a_tall_matrix_moves_further_than_its_transpose() -> None:
+    """By sqrt(rows / columns); all else commutes with transposition."""
+    generator = torch.Generator().manual_seed(0)
+    tall, grad = torch.randn(2, 8, 4, generator=generator)
+    wide = nn.Parameter(tall.mT.contiguous())
+    moved = nn.Parameter(tall.clone())
+    moved.grad, wide.grad = grad.clone(), grad.mT.contiguous()
+    muon = {"kind": "muon", "base_lr": 0.1, "base_weight_decay": 0.0, "beta2": 0.9, "polar_steps": 5}
+    groups = [{"params": [p], "name": "", "polar_norm_scale": 1.01, **muon} for p in (moved, wide)]
+    ranks.MuonAdamW(groups, torch.float32).step(ranks.scales(0))
+    torch.testing.assert_close(
+        moved.detach() - tall, (wide.detach().mT - tall) * 2**0.5, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_step_has_the_same_bits_every_time() -> None:
+    first, second = (alone(3)[0] for _ in range(2))
+    for a, b in zip(chain(*first), chain(*second), strict=True):
+        assert torch.equal(a, b)
+
+
+def through_a_file(path: Path) -> Callable[[object], object]:
+    def save_and_load(state: object) -> object:
+        torch.save(state, path)
+        return torch.load(path, weights_only=True)
+
+    return save_and_load
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_a_run_continues_from_its_state_bit_by_bit(where: str, tmp_path: Path) -> None:
+    params, ours = alone(2)
+    carry = copy.deepcopy if where == "memory" else through_a_file(tmp_path / "state.pt")
+    state = carry(ours.state_dict())
+    copied = [[nn.Parameter(p.detach().clone()) for p in group] for group in params]
+    resumed = ranks.optimizer(copied)
+    resumed.load_state_dict(state)  # type: ignore[arg-type]
+    for step in range(2, 5):
+        for some, step_it in ((params, ours), (copied, resumed)):
+            ranks.give(some, ranks.gradients(step, 0))
+            step_it.step(ranks.scales(step))
+    for a, b in zip(chain(*params), chain(*copied), strict=True):
+        assert torch.equal(a, b)
+    without, _ = alone(0)
+    assert not torch.equal(without[0][0], copied[0][0])
+
+
+def test_loaded_step_counts_are_what_the_fused_step_takes() -> None:
+    """float32 on the parameter's device, wherever the checkpoint was read to."""
+    _, ours = alone(1)
+    state = copy.deepcopy(ours.state_dict())
+    for entry in state["state"].values():
+        if "step" in entry:
+            entry["step"] = entry["step"].double()
+    _, resumed = alone(0)
+    resumed.load_state_dict(state)
+    steps = [entry["step"] for entry in resumed.state.values() if "step" in entry]
+    assert len(steps) == 4
+    assert {(step.dtype, step.item()) for step in steps} == {(torch.float32, 1.0)}
+
+
+def test_the_scales_reach_every_group() -> None:
+    start = ranks.parameters()
+    for name in ("learning_rate", "weight_decay", "momentum"):
+        params, changed = ranks.parameters(), ranks.parameters()
+        for some, factor in ((params, 1.0), (changed, 0.5)):
+            ours = ranks.optimizer(some)
+            for step in range(2):
+                ranks.give(some, ranks.gradients(step, 0))
+                values = {"learning_rate": 1.0, "weight_decay": 1.0, "momentum": 0.9}
+                ours.step(ranks.StepScales(**{**values, name: values[name] * factor}))
+        for i, (a, b) in enumerate(zip(params, changed, strict=True)):
+            muon = i < len(ranks.MUON_SHAPES)
+            differs = not torch.equal(a[0], b[0])
+            assert differs == (muon or name == "learning_rate"), (name, i)
+            if name == "learning_rate" and not muon:
+                assert largest(a[0] - start[i][0]) > largest(b[0] - start[i][0])

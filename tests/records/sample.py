@@ -1,0 +1,232 @@
+"""Records for tests: whole, valid under a track of the checkout, every field given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.host.clock import CATEGORIES
+from bench.records.events import GENESIS, chained
+from bench.records.schema import (
+    Curves,
+    DataUsed,
+    EnergyUsed,
+    Identity,
+    Machine,
+    Memory,
+    Record,
+    Scores,
+    Shape,
+    Timing,
+    decode,
+    encode,
+)
+from bench.records.store import StoredRecord, read, write_once
+from bench.spec.recipe import Recipe
+from bench.spec.submission import load, method_sha256, short_name
+from bench.spec.track import NamedTrack, load_track, scale_fields, seed_value
+
+ROOT = Path(__file__).resolve().parents[2]
+LOSSES = [8.3 - 0.05 * step for step in range(64)]
+LEDGER = dict.fromkeys(CATEGORIES, 0.0) | {
+    "import": 2.0,
+    "compile": 8.0,
+    "warmup": 1.0,
+    "train": 15.0,
+    "data_wait": 0.5,
+    "eval": 3.0,
+    "other": 0.5,
+}
+
+
+def quick_track() -> NamedTrack:
+    """The track of the sample records."""
+    return load_track("cpu-quick", ROOT / "leaderboard" / "tracks")
+
+
+def quick_recipe() -> Recipe:
+    """The recipe of the sample records."""
+    return load(ROOT / "submissions" / "quick.toml").recipe
+
+
+def event_log(losses: list[float], bpb: float | None, seed: int) -> tuple[bytes, str, int]:
+    """(bytes, tip, number of events) of the log of a run with these losses and this final score."""
+    entries: list[tuple[str, float, dict[str, Any]]] = [("run_start", 2.0, {"seed": seed})]
+    entries += [("step", 3.0 + i, {"step": i + 1, "losses": [loss]}) for i, loss in enumerate(losses)]
+    if bpb is not None:
+        entries.append(("eval_accuracy", 80.0, {"step": len(losses), "val_bpb": bpb}))
+    entries.append(("run_stop", 81.0, {"status": "ok" if bpb is not None else "diverged"}))
+    tip, lines = GENESIS, b""
+    for key, time_s, value in entries:
+        event = chained(tip, key, time_s, value)
+        tip, lines = event.hash, lines + msgspec.json.encode(event, order="deterministic") + b"\n"
+    return lines, tip, len(entries)
+
+
+def sample(
+    recipe_name: str = "quick",
+    seed_index: int = 0,
+    bpb: float | None = 2.5,
+    recipe: Recipe | None = None,
+    created: str = "2026-03-01T12:00:00Z",
+    corpus_sha256: str = "c" * 64,
+    warnings: list[str] | None = None,
+    train_s: float = 15.0,
+) -> tuple[Record, bytes]:
+    """A record and its event log; without `bpb`, of a run that diverged at its eleventh step."""
+    recipe, track = recipe or quick_recipe(), quick_track()
+    seed = seed_value(track.track, seed_index)
+    losses = LOSSES if bpb is not None else LOSSES[:10]
+    events, tip, num_events = event_log(losses, bpb, seed)
+    record = Record(
+        schema=1,
+        created=created,
+        status="ok" if bpb is not None else "diverged",
+        identity=_identity(recipe_name, recipe, track, seed_index, seed),
+        machine=Machine(
+            machine_class="cpu",
+            facts={"device_kind": "cpu", "cpu_model": "Example CPU", "cpu_cores": 2, "device_count": 1},
+            settings={"threads": "2"},
+            load_average=0.1,
+            num_competing_processes=0,
+        ),
+        data=_data(corpus_sha256),
+        shape=_shape(len(losses)),
+        timing=_timing(train_s),
+        memory=Memory(
+            peak_bytes=900 * 2**20, method="peak RSS", reserved_bytes=None, predicted_peak_bytes=950 * 2**20
+        ),
+        energy=EnergyUsed(joules=None, method="none", reason="no GPU", throttle_reasons=[], dollars=None),
+        scores=_scores(bpb),
+        curves=Curves(
+            losses=losses,
+            logged_steps=[len(losses)],
+            logged_seconds=[train_s + 0.5],
+            bpb_steps=[] if bpb is None else [64],
+            bpbs=[] if bpb is None else [bpb],
+        ),
+        proofs=[],
+        features={},
+        warnings=warnings or [],
+        events_sha256_tip=tip,
+        num_events=num_events,
+    )
+    return decode(encode(record)), events
+
+
+def _identity(name: str, recipe: Recipe, track: NamedTrack, seed_index: int, seed: int) -> Identity:
+    return Identity(
+        recipe=name,
+        recipe_short=short_name(recipe),
+        recipe_title=recipe.title,
+        recipe_sha256=method_sha256(recipe),
+        recipe_resolved=msgspec.to_builtins(recipe),
+        own_track=recipe.track,
+        track=track.name,
+        track_sha256=track.sha256,
+        track_fields=scale_fields(track.track),
+        rules=track.track.rules,
+        plan_sha256="b" * 64,
+        seed_index=seed_index,
+        seed=seed,
+        git_commit="a" * 40,
+        git_dirty_sha256="",
+        image_digest="",
+    )
+
+
+def _data(corpus_sha256: str) -> DataUsed:
+    return DataUsed(
+        dataset="stdlib",
+        corpus_sha256=corpus_sha256,
+        files=[("part-0", 1000, "d" * 64)],
+        tokenizer_sha256="e" * 64,
+        vocab_size=4096,
+        validation_sha256="f" * 64,
+        validation_bytes=100_000,
+        validation_documents=9,
+        duplicates_removed=1,
+        shingle_overlap=0.01,
+        train_tokens_available=6_000_000,
+        train_tokens_unique=262_144,
+        epochs=0.04,
+    )
+
+
+def _shape(steps: int) -> Shape:
+    return Shape(
+        depth=4,
+        width=256,
+        parameters={"matrices": 3_146_000, "lm_head": 1_048_576},
+        parameters_total=4_194_576,
+        scaling_parameters=4_194_576,
+        sequence_length=256,
+        steps=steps,
+        batch_tokens=4096,
+        tokens=steps * 4096,
+        device_sequences=16,
+        accumulation=1,
+        world_size=1,
+        flops_per_token=28_000_000,
+        total_flops=28e6 * steps * 4096,
+        param_data_ratio=0.06,
+        compute_dtype="bfloat16",
+        compiled=True,
+        kernels=[{"op": "relu_squared", "implementation": "keep-output", "reason": "smaller"}],
+    )
+
+
+def _timing(train_s: float) -> Timing:
+    ledger = LEDGER | {"train": train_s}
+    official_s = train_s + ledger["data_wait"]
+    return Timing(
+        ledger=ledger,
+        wall_s=sum(ledger.values()),
+        official_s=official_s,
+        cold_s=official_s + ledger["compile"] + ledger["warmup"],
+        nanochat_rule_s=train_s * 53 / 64,
+        step_median_s=train_s / 64,
+        step_p90_s=train_s / 60,
+        tokens_per_s_median=4096 * 64 / train_s,
+        mfu=None,
+        mfu_source="no declared peak for this device",
+        data_wait_share=0.5 / official_s,
+        num_resumes=0,
+    )
+
+
+def _scores(bpb: float | None) -> Scores:
+    return Scores(
+        metric="val_bpb",
+        metric_id="bpb-documents-v1",
+        value=bpb,
+        reached_target=None,
+        val_bpb=bpb,
+        val_bpb_bestfit=bpb,
+        min_val_bpb=bpb,
+        core=None,
+        final_train_loss=LOSSES[-1] if bpb is not None else None,
+        final_train_loss_smoothed=LOSSES[-1] + 0.2 if bpb is not None else None,
+        evaluation_bytes=100_000 if bpb is not None else 0,
+        evaluation_tokens=30_000 if bpb is not None else 0,
+        probes={"normalisation_max_error": 1e-6},
+        weights_sha256="9" * 64,
+    )
+
+
+def stored(records: Path, record: Record, events: bytes) -> StoredRecord:
+    """Write a record as `bench run` does, and read it back."""
+    return read(write_once(records, record, events))
+
+
+def changed(record: Record, path: str, value: object) -> Record:
+    """The record with one dotted field set."""
+    head, _, rest = path.partition(".")
+    inner = getattr(record, head)
+    if rest and isinstance(inner, dict):
+        value = inner | {rest: value}
+    elif rest:
+        value = changed(inner, rest, value)
+    return msgspec.structs.replace(record, **{head: value})

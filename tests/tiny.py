@@ -1,0 +1,179 @@
+"""A checkout in miniature: a real track, recipe and corpus that train, score and record in a second."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from bench import cli
+from bench.host import machine
+from bench.host.clock import Ledger
+from bench.host.console import Console
+from bench.host.machine import MachineFacts, detect
+from bench.host.planning import Rates, plan_machine
+from bench.records.store import StoredRecord, read
+from bench.run import RunRequest, run
+from bench.spec.plan import make_plan
+from bench.spec.submission import load
+from bench.spec.toml import merge
+from bench.spec.track import load_track
+from bench.spec.workspace import Workspace
+from tests.data.shards import write_folder
+
+STEPS = 8
+TRACK: dict[str, Any] = {
+    "title": "Tiny",
+    "says": "It runs.",
+    "says_not": "More.",
+    "size": 1,
+    "score": {"metric": "val_bpb"},
+    "hardware": {"machine_class": "cpu", "device_kind": "cpu"},
+    "seeds": {"count": 2, "nonce": "tiny"},
+}
+RECIPE: dict[str, Any] = {
+    "title": "Tiny",
+    "track": "tiny",
+    "model": {
+        "depth": 2,
+        "aspect_ratio": 32,
+        "head_dim": 32,
+        "sequence_length": 32,
+        "vocab_size": 384,
+        "window_pattern": "SL",
+        "short_window_multiple": 8,
+    },
+    "optimizer": {"muon": {"lr": 0.2, "momentum_warmup_steps": 4}},
+    "schedule": {"warmup_steps": 2},
+    "horizon": {"iterations": STEPS},
+    "batch": {"tokens": 512, "device_sequences": 8},
+    "precision": {"compute": "float32"},
+    "compile": {"enabled": False},
+    "data": {"dataset": "folder:tiny", "tokenizer_chars": 1_000_000},
+    "eval": {"validation_bytes": 4000},
+    "checkpoint": {"every_steps": 2},
+}
+NAME = "tiny"
+
+
+def checkout(root: Path, data: Path | None = None, **changes: Any) -> Workspace:
+    """A checkout at `root` of one track and one recipe; its corpus is made where it is not there yet."""
+    space = Workspace(root=root, data=data or root / ".data")
+    write_toml(space.tracks / f"{NAME}.toml", TRACK)
+    write_recipe(space, **changes)
+    if not (space.data / "tiny").exists():
+        write_folder(space.data)
+    return space
+
+
+def write_recipe(space: Workspace, **changes: Any) -> Path:
+    """The tiny recipe, with these tables' fields changed."""
+    path = space.submissions / f"{NAME}.toml"
+    write_toml(path, merge(RECIPE, changes, frozenset({"horizon"})))
+    return path
+
+
+def write_toml(path: Path, tables: Mapping[str, Any]) -> None:
+    """TOML of nested tables; a JSON scalar is a TOML scalar."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(_lines(tables, "")))
+
+
+def _lines(table: Mapping[str, Any], name: str) -> list[str]:
+    lines = [f"[{name}]\n"] if name else []
+    lines += [f"{key} = {json.dumps(value)}\n" for key, value in table.items() if not isinstance(value, dict)]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{name}.{key}" if name else key)
+    return lines
+
+
+@cache
+def facts() -> MachineFacts:
+    """This machine as a CPU of one core: a second thread, on shared cores, mostly waits."""
+    return msgspec.structs.replace(detect("cpu", environment={}), cpu_cores=1)
+
+
+def request(space: Workspace, *, seed_index: int | None = None, resume: bool = False) -> RunRequest:
+    """What `bench run submissions/tiny.toml` asks for, planned on a machine of a declared speed."""
+    submission = load(space.submissions / f"{NAME}.toml")
+    track = load_track(NAME, space.tracks)
+    recipe = submission.recipe
+    rates = Rates({f"{facts().device_name}/{recipe.precision.compute}/d{recipe.model.depth}": 1e9})
+    here = plan_machine(facts(), track, recipe.precision.compute, recipe.model.depth, rates)
+    return RunRequest(
+        submission=submission,
+        base_name="",
+        track=track,
+        plan=make_plan(submission, track, here),
+        facts=facts(),
+        workspace=space,
+        seed_index=seed_index,
+        resume=resume,
+        environment={},
+        image_digest="",
+        notes=[],
+    )
+
+
+def run_here(space: Workspace, *, seed_index: int | None = None, resume: bool = False) -> StoredRecord:
+    """One run in this process; torch's settings are left as they were."""
+    threads, flush = torch.get_num_threads(), torch.tensor(1e-40).mul(1.0).item() == 0.0
+    try:
+        path = run(request(space, seed_index=seed_index, resume=resume), Ledger.start(), quiet())
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flush)
+    return read(path)
+
+
+def quiet() -> Console:
+    """A console that says nothing."""
+    return Console(stream=io.StringIO(), quiet=True)
+
+
+def spawn(space: Workspace, *words: str, before: Callable[[], None] | None = None) -> ForkServerProcess:
+    """`bench WORDS` of this checkout in a process of its own that has torch already.
+
+    `before` runs in it first; its output goes to `root/out` and `root/err`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.tiny"])
+    process = context.Process(target=_command, args=(space, words, before))
+    process.start()
+    return process
+
+
+def bench(space: Workspace, *words: str, before: Callable[[], None] | None = None) -> tuple[int, str]:
+    """Exit code (negative: the signal) and standard error of `bench WORDS`."""
+    process = spawn(space, *words, before=before)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, (space.root / "err").read_text()
+
+
+def _command(space: Workspace, words: tuple[str, ...], before: Callable[[], None] | None) -> None:
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(space.root / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    cli.ROOT = space.root
+    os.chdir(space.root)
+    machine.usable_cores = lambda limits: 1
+    if before is not None:
+        before()
+    sys.exit(cli.main([*words, "--data", str(space.data)]))
+
+
+def run_words(*more: str) -> tuple[str, ...]:
+    """The words of a run of the tiny recipe on the CPU."""
+    return ("run", "submissions/tiny.toml", "--device", "cpu", *more)
