@@ -106,7 +106,7 @@ class GPT(nn.Module):
         x0_BTD, middle_BTD = x_BTD, None
         for layer, block in enumerate(self.blocks):
             resid, x0 = self.resid_lambdas[layer], self.x0_lambdas[layer]
-            x_BTD = resid.to(x_BTD.dtype) * x_BTD + x0.to(x_BTD.dtype) * x0_BTD
+            x_BTD = resid * x_BTD + x0 * x0_BTD  # float32 scalars: in bf16 steps below 0.008 would be lost
             x_BTD = block(x_BTD, self.value_embedding(layer, tokens_BT), cos, sin)
             if layer == self.config.backout_layer:
                 middle_BTD = x_BTD

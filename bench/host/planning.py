@@ -78,7 +78,8 @@ def plan_here(
     submission = load(path, space.submissions)
     facts = detect(kind, environment=environment)
     if track_name is not None or own_by_default:
-        track, sentence = load_track(track_name or submission.recipe.track, space.tracks), ""
+        name = submission.recipe.track if track_name is None else track_name
+        track, sentence = load_track(name, space.tracks), ""
     else:
         own = load_track(submission.recipe.track, space.tracks)
         track, sentence = default_track(own, load_tracks(space.tracks), facts)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bench.board.build import COLUMNS, board_text, check_board, render, write_board
 from bench.board.markdown import escape
 from bench.errors import VerificationFailed
-from bench.records.store import record_paths, write_once
+from bench.records.store import write_once
 from bench.spec.track import NamedTrack, load_tracks
 from bench.spec.workspace import Workspace
 from tests.board.test_rows import runs
@@ -113,7 +113,10 @@ def test_what_a_row_says() -> None:
 def test_two_methods_of_one_name_are_told_apart() -> None:
     recipe = quick_recipe()
     deeper = msgspec.structs.replace(recipe, model=msgspec.structs.replace(recipe.model, depth=5))
-    names = [row[1].split(" Two")[0] for row in table_lines(render([TRACK], [sample()[0], sample(recipe=deeper)[0]]))]
+    names = [
+        row[1].split(" Two")[0]
+        for row in table_lines(render([TRACK], [sample()[0], sample(recipe=deeper)[0]]))
+    ]
     assert len(set(names)) == 2
     assert all(re.fullmatch(r"\*\*quick\*\* `[0-9a-f]{8}`", name) for name in names)
 
@@ -156,7 +159,9 @@ def test_any_edit_of_the_board_fails_its_check(
     content = write_board(space).read_bytes()
     start = data.draw(st.integers(0, len(content)))
     end = data.draw(st.integers(start, min(start + 20, len(content))))
-    edited = content[:start] + data.draw(st.binary(max_size=5) | st.just(b"\r") | st.just(b"\n")) + content[end:]
+    edited = (
+        content[:start] + data.draw(st.binary(max_size=5) | st.just(b"\r") | st.just(b"\n")) + content[end:]
+    )
     space.board.write_bytes(edited)
     if edited == content:
         check_board(space)
@@ -168,7 +173,9 @@ def test_any_edit_of_the_board_fails_its_check(
     assert "make leaderboard" in caught.value.hint
 
 
-@pytest.mark.parametrize("edit", [lambda text: text + b"\n", lambda text: text.replace(b"\n", b"\r\n"), lambda _: b""])
+@pytest.mark.parametrize(
+    "edit", [lambda text: text + b"\n", lambda text: text.replace(b"\n", b"\r\n"), lambda _: b""]
+)
 def test_edits_that_a_reader_does_not_see_fail_too(space: Workspace, edit: object) -> None:
     assert callable(edit)
     write_board(space)
@@ -198,11 +205,3 @@ def test_building_the_board_loads_no_torch() -> None:
         "sys.exit(bool({'torch', 'numpy', 'pyarrow', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
-
-
-def test_the_board_of_this_checkout_is_what_its_records_say() -> None:
-    space = Workspace(root=ROOT, data=ROOT / ".data")
-    assert board_text(space).count("\n## ") == len(load_tracks(space.tracks))
-    if space.board.is_file() or record_paths(space.records):
-        check_board(space)
-

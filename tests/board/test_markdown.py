@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from bench.board.markdown import BREAK, escape, table
 
-HOSTILE = st.text(alphabet=st.sampled_from("|`*_[]()<>&\\!#~$@:/.wht ps\n\r\t\x0b\x85\u2028\u2029\u202e-a1"), max_size=60)
+HOSTILE = st.text(
+    alphabet=st.sampled_from("|`*_[]()<>&\\!#~$@:/.wht ps\n\r\t\x0b\x85\u2028\u2029\u202e-a1"), max_size=60
+)
 
 
 @given(text=HOSTILE | st.text(max_size=60))

@@ -64,7 +64,11 @@ def test_a_row_of_divergence_only_is_counted() -> None:
 
 
 def test_complete_rows_come_first_and_better_ones_before_worse() -> None:
-    records = runs(2.5, 2.5, 2.5, recipe_name="b") + runs(1.0, recipe_name="a") + runs(2.4, 2.4, 2.4, recipe_name="c")
+    records = (
+        runs(2.5, 2.5, 2.5, recipe_name="b")
+        + runs(1.0, recipe_name="a")
+        + runs(2.4, 2.4, 2.4, recipe_name="c")
+    )
     assert [row.recipe for row in rows_of(TRACK, records)] == ["c", "b", "a"]
 
 
@@ -74,7 +78,10 @@ def test_every_seed_must_reach_the_target() -> None:
 
 
 def test_time_ranks_where_the_track_says_so() -> None:
-    fast, slow = runs(2.5, 2.5, 2.5, recipe_name="fast", train_s=10.0), runs(2.0, 2.0, 2.0, recipe_name="slow")
+    fast, slow = (
+        runs(2.5, 2.5, 2.5, recipe_name="fast", train_s=10.0),
+        runs(2.0, 2.0, 2.0, recipe_name="slow"),
+    )
     assert [row.recipe for row in rows_of(TARGET, slow + fast)] == ["fast", "slow"]
     assert [row.recipe for row in rows_of(TRACK, slow + fast)] == ["slow", "fast"]
 

@@ -43,7 +43,10 @@ def test_any_changed_byte_is_found(place: int, byte: int) -> None:
     assert not is_believed(LOG[:place] + bytes([byte]) + LOG[place + 1 :])
 
 
-@given(place=st.integers(0, len(LOG)), bytes_in=st.binary(min_size=1, max_size=3) | st.just(b" ") | st.just(b"\n"))
+@given(
+    place=st.integers(0, len(LOG)),
+    bytes_in=st.binary(min_size=1, max_size=3) | st.just(b" ") | st.just(b"\n"),
+)
 def test_any_inserted_byte_is_found(place: int, bytes_in: bytes) -> None:
     edited = LOG[:place] + bytes_in + LOG[place:]
     assume(edited != LOG)

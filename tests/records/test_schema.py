@@ -46,7 +46,9 @@ def test_a_loss_that_is_not_finite_survives_as_null() -> None:
     assert file_stem(back) == file_stem(record)
 
 
-@pytest.mark.parametrize("path", ["scores.val_bpb", "identity.seed", "created", "timing.ledger.train", "warnings"])
+@pytest.mark.parametrize(
+    "path", ["scores.val_bpb", "identity.seed", "created", "timing.ledger.train", "warnings"]
+)
 def test_the_name_follows_from_the_content(path: str) -> None:
     record, _ = sample()
     value: object = {"created": "2026-03-02T12:00:00Z", "warnings": ["slow"]}.get(path, 7)

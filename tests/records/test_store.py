@@ -144,7 +144,9 @@ def test_a_kill_at_any_moment_leaves_whole_records(tmp_path: Path, after_s: floa
     track = quick_track()
     kept = read_all(tmp_path)
     assert [problem for one in kept for problem in verify(one, track)] == []
-    assert len({one.path for one in kept}) == len([path for path in visible(tmp_path) if path.suffix == ".json"])
+    assert len({one.path for one in kept}) == len(
+        [path for path in visible(tmp_path) if path.suffix == ".json"]
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
@@ -161,7 +163,9 @@ def test_a_read_only_folder_says_so(tmp_path: Path) -> None:
         write_once(tmp_path, *sample())
 
 
-@given(taken=st.sets(st.integers(0, 12)), noise=st.lists(st.sampled_from(["x-1.json", "3.json", "-1-a.json"])))
+@given(
+    taken=st.sets(st.integers(0, 12)), noise=st.lists(st.sampled_from(["x-1.json", "3.json", "-1-a.json"]))
+)
 def test_the_next_seed_is_the_lowest_without_a_record(
     tmp_path_factory: pytest.TempPathFactory, taken: set[int], noise: list[str]
 ) -> None:

@@ -88,7 +88,9 @@ def test_other_bytes_of_the_same_content_are_found(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-def test_any_edit_of_the_bytes_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_edit_of_the_bytes_is_found(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     one = stored(tmp_path_factory.mktemp("records"), *sample())
     content = one.path.read_bytes()
     place = data.draw(st.integers(0, len(content) - 1))
@@ -112,7 +114,9 @@ def test_a_renamed_file_is_found(tmp_path: Path, name: str) -> None:
 def test_a_moved_folder_is_found(tmp_path: Path) -> None:
     one = stored(tmp_path, *sample())
     moved = one.path.parent.rename(one.path.parent.with_name("run7"))
-    assert verify(read(moved / one.path.name), quick_track()) == ["lies in cpu-quick/run7, says cpu-quick/quick"]
+    assert verify(read(moved / one.path.name), quick_track()) == [
+        "lies in cpu-quick/run7, says cpu-quick/quick"
+    ]
 
 
 def test_a_missing_log_is_found(tmp_path: Path) -> None:
@@ -163,7 +167,9 @@ def test_too_long_a_compilation_is_found(tmp_path: Path) -> None:
     ledger = LEDGER | {"compile": 301.0}
     for path, value in (("ledger", ledger), ("wall_s", sum(ledger.values())), ("cold_s", 317.5)):
         record = changed(record, f"timing.{path}", value)
-    assert verify(stored(tmp_path, record, events), quick_track()) == ["compiled for 301 s, the track allows 300"]
+    assert verify(stored(tmp_path, record, events), quick_track()) == [
+        "compiled for 301 s, the track allows 300"
+    ]
 
 
 def test_a_diverged_run_has_no_score(tmp_path: Path) -> None:

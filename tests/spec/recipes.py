@@ -70,12 +70,52 @@ def plan(toml: str, machine: PlanMachine = H100X8, named: NamedTrack | None = No
 
 # What a stranger may put where a value belongs, as TOML.
 VALUES = st.sampled_from(
-    ["nan", "inf", "-inf", "true", '"x"', '""', "-1", "0", "1.5", "1e400", "[]", "[1]", "{}", "{a = 1}", "1979-05-27"]
-    + ['"\\u001b[2J"', '"../../etc/passwd"', "9223372036854775808", "9" * 400, "9" * 5000, "'''a\nb'''", "", "=", "\\"]
+    [
+        "nan",
+        "inf",
+        "-inf",
+        "true",
+        '"x"',
+        '""',
+        "-1",
+        "0",
+        "1.5",
+        "1e400",
+        "[]",
+        "[1]",
+        "{}",
+        "{a = 1}",
+        "1979-05-27",
+    ]
+    + [
+        '"\\u001b[2J"',
+        '"../../etc/passwd"',
+        "9223372036854775808",
+        "9" * 400,
+        "9" * 5000,
+        "'''a\nb'''",
+        "",
+        "=",
+        "\\",
+    ]
 )
 LINES = st.builds(
     lambda field, value: f"{field} = {value}",
-    st.sampled_from([*FIELDS, "title", "notes", "links", "base", "track", "modle.depth", "model", "horizon", '"\\n"', "a.b.c"]),
+    st.sampled_from(
+        [
+            *FIELDS,
+            "title",
+            "notes",
+            "links",
+            "base",
+            "track",
+            "modle.depth",
+            "model",
+            "horizon",
+            '"\\n"',
+            "a.b.c",
+        ]
+    ),
     VALUES,
 )
 

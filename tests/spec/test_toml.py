@@ -32,7 +32,10 @@ def problems(toml: str) -> tuple[str, ...]:
     [
         ("[model]\ndepht = 3", "model.depht: no such field; did you mean 'depth'?"),
         ("[modle]\ndepth = 3", "modle: no such field; did you mean 'model'?"),
-        ("[optimizer.adamw.wte]\nbeta3 = 0.5", "optimizer.adamw.wte.beta3: no such field; did you mean 'beta2'?"),
+        (
+            "[optimizer.adamw.wte]\nbeta3 = 0.5",
+            "optimizer.adamw.wte.beta3: no such field; did you mean 'beta2'?",
+        ),
         ("[batch]\nzzzz = 1", "batch.zzzz: no such field; allowed: device_sequences, tokens"),
         ("[model]\ndepth = 0", "model.depth = 0: expected int >= 1 (layers)"),
         ("[model]\ndepth = 3.0", "model.depth = 3.0: expected int, got float"),
@@ -42,12 +45,21 @@ def problems(toml: str) -> tuple[str, ...]:
         ("model = 3", "model = 3: expected table, got int"),
         ("[[model]]\ndepth = 3", "model = [{'depth': 3}]: expected table, got array"),
         ("[schedule]\nwarmdown_ratio = 1.01", "schedule.warmdown_ratio = 1.01: expected float <= 1.0"),
-        ('[schedule]\nwarmdown_shape = "round"', "schedule.warmdown_shape = 'round': invalid enum value 'round'; allowed: 'linear', 'cosine', 'sqrt'"),
-        ('[batch]\ntokens = "many"', "batch.tokens = 'many': invalid enum value 'many'; allowed: 'auto' (tokens a step)"),
+        (
+            '[schedule]\nwarmdown_shape = "round"',
+            "schedule.warmdown_shape = 'round': invalid enum value 'round'; allowed: 'linear', 'cosine', 'sqrt'",
+        ),
+        (
+            '[batch]\ntokens = "many"',
+            "batch.tokens = 'many': invalid enum value 'many'; allowed: 'auto' (tokens a step)",
+        ),
         ("[optimizer.muon]\nlr = nan", "optimizer.muon.lr = nan: expected float > 0.0"),
         ("[model]\nsmear_lambda = nan", "model.smear_lambda = nan: must be finite"),
         ("[model]\nbackout_lambda = -inf", "model.backout_lambda = -inf: must be finite"),
-        ("[optimizer.adamw.wte]\nlr = 0.1\nbeta1 = 1.0", "optimizer.adamw.wte.beta1 = 1.0: expected float < 1.0"),
+        (
+            "[optimizer.adamw.wte]\nlr = 0.1\nbeta1 = 1.0",
+            "optimizer.adamw.wte.beta1 = 1.0: expected float < 1.0",
+        ),
         ('title = "a\\u001b[2J"', "title = 'a\\x1b[2J': control characters"),
         ('title = "two\\nlines"', "title = 'two\\nlines': control characters"),
         ('notes = "\\u202egro"', "notes = '\\u202egro': control characters"),
@@ -63,8 +75,16 @@ def test_a_fault_is_told_with_place_value_and_what_is_allowed(toml: str, told: s
 
 
 def test_all_faults_of_a_file_are_told_in_its_order() -> None:
-    found = problems("title = 3\n[model]\ndepth = 0\nsmeer = true\n[batch]\ntokens = -1\n[hroizon]\ntokens = 1")
-    assert [problem.split()[0] for problem in found] == ["title", "model.depth", "model.smeer:", "batch.tokens", "hroizon:"]
+    found = problems(
+        "title = 3\n[model]\ndepth = 0\nsmeer = true\n[batch]\ntokens = -1\n[hroizon]\ntokens = 1"
+    )
+    assert [problem.split()[0] for problem in found] == [
+        "title",
+        "model.depth",
+        "model.smeer:",
+        "batch.tokens",
+        "hroizon:",
+    ]
 
 
 @given(field=st.sampled_from(FIELDS), value=st.sampled_from(["nan", "inf", "-inf"]))
@@ -176,7 +196,23 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../run7", "a/b", "a\\b", "/etc/passwd", "run7.toml\n", "A", "a..b", "-a", "a b", "ä", "a" * 65, "a\0"],
+    [
+        "",
+        ".",
+        "..",
+        "../run7",
+        "a/b",
+        "a\\b",
+        "/etc/passwd",
+        "run7.toml\n",
+        "A",
+        "a..b",
+        "-a",
+        "a b",
+        "ä",
+        "a" * 65,
+        "a\0",
+    ],
 )
 def test_names_hold_no_path(name: str) -> None:
     with pytest.raises(RecipeError, match="is not a name") as caught:
@@ -196,7 +232,9 @@ tables = st.recursive(
 
 
 @given(a=tables, b=tables, c=tables)
-def test_laying_over_is_associative_and_keeps_the_later(a: dict[str, object], b: dict[str, object], c: dict[str, object]) -> None:
+def test_laying_over_is_associative_and_keeps_the_later(
+    a: dict[str, object], b: dict[str, object], c: dict[str, object]
+) -> None:
     assert merge(a, a) == a
     assert merge(merge(a, b), b) == merge(a, b)
     assert all(not isinstance(b[key], int) or merge(a, b)[key] == b[key] for key in b)

@@ -56,7 +56,9 @@ def test_tracks_come_smallest_first() -> None:
 def test_on_a_track_its_fields_are_the_tracks_and_the_others_the_recipes(name: str, submission: str) -> None:
     track, own = load_track(name, TRACKS).track, load(SUBMISSIONS / f"{submission}.toml").recipe
     scaled = on_track(own, track, name)
-    before, after, fixed = (flatten(table) for table in (msgspec.to_builtins(own), msgspec.to_builtins(scaled), track.scale))
+    before, after, fixed = (
+        flatten(table) for table in (msgspec.to_builtins(own), msgspec.to_builtins(scaled), track.scale)
+    )
     changed = {field for field in after if after[field] != before[field]}
     assert {field: after[field] for field in fixed} == fixed
     assert {field for field in changed if not field.startswith("horizon.")} <= set(fixed)
@@ -97,16 +99,31 @@ def test_every_fault_of_a_track_is_told_at_once() -> None:
     )
     places = [problem.split(" ")[0].rstrip(":") for problem in problems(broken)]
     assert sorted(places) == sorted(
-        ["size", "score.beter", "seeds.count", "limits.compile_seconds", "scale.model.depht", "scale.horizon.iterations"]
+        [
+            "size",
+            "score.beter",
+            "seeds.count",
+            "limits.compile_seconds",
+            "scale.model.depht",
+            "scale.horizon.iterations",
+        ]
     )
 
 
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        ('machine_class = "cpu"', 'machine_class = "1xH100"', "hardware.device_kind = cpu: the class is 1xH100"),
+        (
+            'machine_class = "cpu"',
+            'machine_class = "1xH100"',
+            "hardware.device_kind = cpu: the class is 1xH100",
+        ),
         ('machine_class = "cpu"', 'machine_class = "mps"', "hardware.device_kind = cpu: the class is mps"),
-        ('device_kind = "cpu"', 'device_kind = "cpu"\ndevice_count = 2', "hardware.device_count = 2: the class is cpu"),
+        (
+            'device_kind = "cpu"',
+            'device_kind = "cpu"\ndevice_count = 2',
+            "hardware.device_count = 2: the class is cpu",
+        ),
         ('rank_by = "metric"', 'rank_by = "time_to_target"', "score.target: missing"),
         ("[scale.model]", '[scale]\ntitle = "mine"\n[scale.model]', "scale.title: a track scales tables"),
         ("[scale.model]", '[scale]\nbase = "run6"\n[scale.model]', "scale.base: a track scales tables"),
@@ -122,7 +139,9 @@ def test_contradictions_of_a_track(before: str, after: str, told: str) -> None:
     assert any(problem.startswith(told) for problem in problems(CONTENT.replace(before, after)))
 
 
-@given(line=st.sampled_from([i for i, line in enumerate(CONTENT.splitlines()) if " = " in line]), value=VALUES)
+@given(
+    line=st.sampled_from([i for i, line in enumerate(CONTENT.splitlines()) if " = " in line]), value=VALUES
+)
 def test_no_value_of_a_track_is_anything_but_a_recipe_error(line: int, value: str) -> None:
     lines = CONTENT.splitlines()
     lines[line] = f"{lines[line].split(' = ')[0]} = {value}"

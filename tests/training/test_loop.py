@@ -116,7 +116,7 @@ def endless() -> Iterator[Batch]:
 
 
 class Steps:
-    """Stands in for the training step: hands out losses; one of them may leave weights that are not finite."""
+    """Stands in for the training step: hands out losses; one may leave weights that are not finite."""
 
     def __init__(self, losses: list[float], spoiled: int | None = None) -> None:
         self.losses, self.spoiled, self.learning_rates = losses, spoiled, list[float]()
