@@ -1,4 +1,4 @@
-"""`bench perf`: how fast this machine trains, loads and prepares, against its own matrix rate of the same minute."""
+"""`bench perf`: how fast this machine trains, loads and prepares, beside its own matrix rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from bench.data.prepare import prepare
 from bench.data.prepared import Prepared
 from bench.host.allocator import release_garbage
 from bench.host.device import Device, configure, open_device
-from bench.host.machine import MachineFacts, detect
+from bench.host.facts import MachineFacts
+from bench.host.machine import detect
 from bench.host.planning import Rates, plan_machine
 from bench.spec.plan import Plan, make_plan
 from bench.spec.recipe import Batch, Compile, Data, Horizon, Model, Recipe
@@ -30,7 +31,7 @@ from bench.training.loop import StepsDone, train, warm_up
 
 MATMUL_SIZE = 2048
 SEED = 1
-# The shape at which this project compares itself with nanochat's CPU path: d4, width 256, 16 rows of 512 tokens.
+# The shape at which this project compares itself with nanochat's CPU path: d4, width 256, 16 rows of 512.
 PERF_MODEL = Model(depth=4, head_dim=128, sequence_length=512, vocab_size=8192, window_pattern="L")
 PERF_ROWS = 16
 
@@ -157,7 +158,7 @@ def _loading(prepared: Prepared, sequence_length: int) -> Spread:
     rates = []
     for seed in range(3):
         with Loader(prepared, sequence_length, rows, 1, 0, 1, seed=seed, device_pin=False) as loader:
-            (seconds,) = _timed(lambda: [None for _ in islice(loader, count)], 1)  # noqa: B023
+            (seconds,) = _timed(lambda: [None for _ in islice(loader, count)], 1)
         rates.append(rows * sequence_length * count / seconds)
     return _spread(rates)
 
@@ -169,7 +170,7 @@ def _preparing(space: Workspace) -> Spread:
     seconds = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
-            seconds += _timed(lambda: prepare(corpus, tokenizer, Path(folder)), 1)  # noqa: B023
+            seconds += _timed(lambda: prepare(corpus, tokenizer, Path(folder)), 1)
     return _spread([(corpus.train_bytes + corpus.validation_bytes) / one for one in seconds])
 
 
@@ -184,10 +185,18 @@ def _joined(a: Spread, b: Spread) -> Spread:
 def perf_table(figures: Figures) -> str:
     """The figures as lines a person reads."""
     rows = [
-        ("matrix product bf16", *_giga(figures.matmul_bf16_flops), "GFLOP/s, 2048 cubed, before and after training"),
+        (
+            "matrix product bf16",
+            *_giga(figures.matmul_bf16_flops),
+            "GFLOP/s, 2048 cubed, around training",
+        ),
         ("matrix product fp32", *_giga(figures.matmul_fp32_flops), "GFLOP/s"),
         ("training", *_plain(figures.train_tokens), "tok/s: d4, width 256, 16 x 512 tokens, vocabulary 8192"),
-        ("training", *_giga(figures.train_flops), f"GFLOP/s, {figures.train_share_of_matmul:.0%} of the bf16 product"),
+        (
+            "training",
+            *_giga(figures.train_flops),
+            f"GFLOP/s, {figures.train_share_of_matmul:.0%} of the bf16 product",
+        ),
         *(
             (f"loader {name}", *_plain(spread, 1e6), "M tok/s, packing included")
             for name, spread in figures.loader_tokens.items()

@@ -20,7 +20,8 @@ from bench.host.allocator import release_garbage
 from bench.host.clock import CATEGORIES, Ledger
 from bench.host.console import Console, duration
 from bench.host.device import Device, configure, open_device
-from bench.host.machine import MachineFacts, competing_processes
+from bench.host.facts import MachineFacts
+from bench.host.machine import competing_processes
 from bench.host.power import EnergyMeter
 from bench.host.provenance import provenance
 from bench.records.assemble import Measured, Outcome, assemble

@@ -1,8 +1,9 @@
-"""The command line: exit codes, one line and a hint on standard error, and nothing heavy for light commands."""
+"""The command line: exit codes, one line and a hint on standard error, nothing heavy for light commands."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def failed(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> str:
-    """The error line of a command that must fail with this code: one line, then problems indented, then a hint."""
+    """The error line of a command that must fail: one line, then problems indented, then a hint."""
     assert cli.main(list(words)) == code
     first, *problems, last = capsys.readouterr().err.rstrip("\n").split("\n")
     assert first.startswith("error: ")
@@ -238,9 +239,12 @@ def test_data_errors_name_the_data_set(
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    for words in (["check"], ["plan", "submissions/run7.toml", "--json"]):
-        command = [sys.executable, "-m", "bench", *words]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    """Buffered output meets the broken pipe when it is flushed, unbuffered output when it is printed."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for environment in (buffered, buffered | {"PYTHONUNBUFFERED": "1"}):
+        command = [sys.executable, "-m", "bench", "plan", "submissions/run7.toml", "--json"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             process.stdout.close()

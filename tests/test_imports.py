@@ -31,6 +31,7 @@ LAYERS = (
     "bench.proving",
     "bench.records",
     "bench.run",
+    "bench.perf",
     "bench.experiments",
     "bench.board",
     "bench.cli",

@@ -20,7 +20,8 @@ from bench import cli
 from bench.host import machine
 from bench.host.clock import Ledger
 from bench.host.console import Console
-from bench.host.machine import MachineFacts, detect
+from bench.host.facts import MachineFacts
+from bench.host.machine import detect
 from bench.host.planning import Rates, plan_machine
 from bench.records.store import StoredRecord, read
 from bench.run import RunRequest, run

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from tabulate import tabulate
+
 # Characters that begin or end markup in GitHub's Markdown, `$` of its formulas among them.
 MARKUP = frozenset("\\|*_`[]#~!$")
 UNPRINTED = (
@@ -36,22 +38,11 @@ def table(columns: list[tuple[str, str]], rows: list[list[str]]) -> str:
         columns: (header, "left" or "right").
         rows: escaped cells.
     """
-    widths = [
-        max(len(cell) for cell in cells) for cells in zip([name for name, _ in columns], *rows, strict=True)
-    ]
-    aligned = list(zip(columns, widths, strict=True))
-    rule = "|".join(f"{'-' * (width + 1)}{':' if align == 'right' else '-'}" for (_, align), width in aligned)
-    lines = [
-        _line([name for name, _ in columns], aligned),
-        f"|{rule}|",
-        *(_line(row, aligned) for row in rows),
-    ]
-    return "\n".join(lines)
-
-
-def _line(cells: list[str], aligned: list[tuple[tuple[str, str], int]]) -> str:
-    padded = [
-        cell.rjust(width) if align == "right" else cell.ljust(width)
-        for cell, ((_, align), width) in zip(cells, aligned, strict=True)
-    ]
-    return f"| {' | '.join(padded)} |"
+    return tabulate(
+        rows,
+        headers=[name for name, _ in columns],
+        tablefmt="pipe",
+        colalign=[align for _, align in columns] if rows else None,
+        disable_numparse=True,
+        preserve_whitespace=True,
+    )

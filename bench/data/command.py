@@ -32,7 +32,9 @@ def prepare_dataset(name: str, num_shards: int, vocab_size: int, data_folder: Pa
     """Train the tokenizer and write the tokens a run will read."""
     corpus = open_corpus(name, data_folder, validation_bytes=DEFAULT_VALIDATION_BYTES, shards=num_shards)
     tokenizer = tokenizer_for(corpus, vocab_size, data_folder, TOKENIZER_CHARS)
-    prepared = prepare(corpus, tokenizer, data_folder, on_part=lambda done, total: print(f"shard {done} of {total}"))
+    prepared = prepare(
+        corpus, tokenizer, data_folder, on_part=lambda done, total: print(f"shard {done} of {total}")
+    )
     facts = prepared.facts
     print(
         f"{name}: {facts.train.num_tokens:,} training tokens in {facts.train.num_documents:,} documents, "

@@ -91,7 +91,8 @@ def _check(probes: Probes, flip: int, any_later_change: bool) -> None:
         )
     if not any_later_change:
         raise VerificationFailed(
-            "the logits do not depend on the tokens at all", "the model predicts a constant"
+            "the logits do not depend on the tokens at all",
+            "training killed the model: lower the learning rates",
         )
     if not probes.normalisation_max_error <= NORMALISATION_TOLERANCE:
         raise VerificationFailed(

@@ -43,10 +43,10 @@ def tune_allocator() -> AllocatorTuning:
 
 
 def release_garbage() -> None:
-    """Collect Python's garbage and hand free heap pages back to the system; call between compiling and training.
+    """Collect Python's garbage and hand free heap pages back to the system, between compiling and training.
 
-    The compiler leaves some 300 MB of freed pages behind that training could not use whole: measured with torch 2.13
-    on the CPU, peak RSS of a d4 run 1,230 MB without and 1,010 MB with it.
+    The compiler leaves some 300 MB of freed pages behind that training cannot use whole: with torch 2.13 on
+    the CPU the peak RSS of a d4 run was 1,230 MB without this and 1,010 MB with it.
     """
     gc.collect()
     if platform.libc_ver()[0] == "glibc":

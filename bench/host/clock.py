@@ -76,8 +76,8 @@ class Ledger:
     def span(self, category: str, *, synchronized: bool = True) -> Iterator[None]:
         """Charge the time inside to `category`; an exception passing through closes the span as well.
 
-        `synchronized=False` leaves the device running: for a wait of the host inside a step, whose device time
-        belongs to the step.
+        `synchronized=False` leaves the device running: for a wait of the host inside a step, whose device
+        time belongs to the step.
         """
         assert category in CATEGORIES, f"no such ledger category: {category}"
         assert not self._is_closed, "the ledger is closed"

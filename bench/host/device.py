@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.errors import OutOfMemory, PlanRefused
 from bench.host.backends import Backend, CpuBackend, CudaBackend, MpsBackend, PeakMemory
-from bench.host.machine import Kind
+from bench.host.facts import Kind
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

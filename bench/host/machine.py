@@ -13,16 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-
-import msgspec
 
 from bench.errors import PlanRefused
 from bench.host.cgroup import CgroupLimits, cgroup_limits
+from bench.host.facts import Kind, MachineFacts
 from bench.host.peaks import known_device
 from bench.host.power import Gpu, GpuList, list_gpus
-
-Kind = Literal["cuda", "mps", "cpu"]
 
 # Variables that change how fast or how exactly torch and its libraries compute.
 _SETTING_PREFIXES = (
@@ -38,33 +34,6 @@ _FEATURES = (
     "avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16",
     "amx_int8", "amx_fp16", "asimd", "bf16", "i8mm", "sve", "sve2", "sme",
 )  # fmt: skip
-
-
-class MachineFacts(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What the machine is; `hardware_class` and every refusal of a plan follow from these facts.
-
-    `device_memory_bytes` is one device's: GPU memory, a Mac's unified memory, or the usable RAM.
-    """
-
-    device_kind: Kind
-    device_name: str
-    device_count: int
-    device_memory_bytes: int
-    gpus: tuple[Gpu, ...] = ()
-    gpu_reason: str | None = None
-    driver_version: str | None = None
-    cpu_model: str
-    cpu_cores: int
-    ram_bytes: int
-    os: str
-    os_version: str
-    arch: str
-    python_version: str
-    features: tuple[str, ...] = ()
-    hostname_sha256: str
-    versions: dict[str, str]
-    environment: dict[str, str]
-    load_average: float
 
 
 def detect(

@@ -12,7 +12,7 @@ import msgspec
 from bench.errors import VerificationFailed
 
 if TYPE_CHECKING:
-    from bench.host.machine import MachineFacts
+    from bench.host.facts import MachineFacts
     from bench.host.power import Gpu
 
 _TABLE = Path(__file__).with_name("peaks.toml")

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from bench.errors import DataError, PlanRefused
-from bench.host.machine import Kind, MachineFacts, detect, hardware_class
+from bench.host.facts import Kind, MachineFacts
+from bench.host.machine import detect, hardware_class
 from bench.host.mps import mps_refusals
 from bench.host.peaks import device_of_class, known_device
 from bench.spec.plan import Plan, PlanMachine, make_plan

@@ -14,7 +14,8 @@ from bench.data.prepared import Prepared
 from bench.evaluation.bits_per_byte import BitsPerByte
 from bench.evaluation.probes import Probes
 from bench.host.backends import PeakMemory
-from bench.host.machine import MachineFacts, hardware_class
+from bench.host.facts import MachineFacts
+from bench.host.machine import hardware_class
 from bench.host.peaks import declared_peak, mfu
 from bench.host.power import Energy
 from bench.host.provenance import Provenance

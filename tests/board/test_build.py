@@ -85,9 +85,9 @@ def test_ranks_by_time_ask_whether_times_overlap() -> None:
 
 def test_rows_over_other_texts_stand_apart() -> None:
     one, other = runs(2.5, 2.4, 2.6), [sample("other", i, 2.5, corpus_sha256="d" * 64)[0] for i in range(3)]
-    assert render([TRACK], one).count("| rank") == 1
+    assert len(re.findall(r"^\| +rank", render([TRACK], one), re.MULTILINE)) == 1
     text = render([TRACK], one + other)
-    assert text.count("| rank") == 2
+    assert len(re.findall(r"^\| +rank", text, re.MULTILINE)) == 2
     assert text.count("not comparable") >= 2
     assert [row[0] for row in table_lines(text)] == ["1", "1"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench.host.machine import MachineFacts
+from bench.host.facts import MachineFacts
 from bench.host.power import Gpu
 
 H100 = "NVIDIA H100 80GB HBM3"

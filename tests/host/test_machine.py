@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from bench.errors import PlanRefused
-from bench.host.machine import MachineFacts, competing_processes, detect, hardware_class
+from bench.host.facts import MachineFacts
+from bench.host.machine import competing_processes, detect, hardware_class
 from bench.host.power import list_gpus
 from tests.host.fakes import H100, gpu, machine
 

@@ -76,13 +76,12 @@ def test_lines_of_another_run_are_found(data: st.DataObject) -> None:
 
 @given(junk=st.binary(max_size=60))
 def test_junk_is_refused_and_nothing_else_happens(junk: bytes) -> None:
-    try:
-        tip_of(junk)
-    except VerificationFailed as error:
-        assert error.message.startswith("log:")
-        assert error.hint
+    if junk:
+        with pytest.raises(VerificationFailed, match=r"^log:\d+: ") as caught:
+            tip_of(junk)
+        assert caught.value.hint
     else:
-        assert not junk
+        assert tip_of(junk) == (GENESIS, 0)
 
 
 def test_deeply_nested_lines_are_refused() -> None:
@@ -137,7 +136,7 @@ def test_a_log_that_does_not_lead_to_the_checkpoint_is_not_continued(tmp_path: P
 
 def test_a_log_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="runs folder must be writable|file") as caught:
+    with pytest.raises(DataError, match=r"events\.jsonl: ") as caught:
         EventLog(tmp_path / "file" / "events.jsonl")
     assert caught.value.hint
 

@@ -187,7 +187,7 @@ def test_the_next_seed_is_the_lowest_without_a_record(
 def test_what_is_not_a_record_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "0-00000000.json"
     path.write_bytes(content)
-    with pytest.raises(VerificationFailed, match="0-00000000.json"):
+    with pytest.raises(VerificationFailed, match=r"0-00000000\.json"):
         read(path)
 
 

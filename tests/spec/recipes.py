@@ -70,35 +70,48 @@ def plan(toml: str, machine: PlanMachine = H100X8, named: NamedTrack | None = No
 
 # What a stranger may put where a value belongs, as TOML.
 VALUES = st.sampled_from(
-    [
-        "nan",
-        "inf",
-        "-inf",
-        "true",
-        '"x"',
-        '""',
-        "-1",
-        "0",
-        "1.5",
-        "1e400",
-        "[]",
-        "[1]",
-        "{}",
-        "{a = 1}",
-        "1979-05-27",
-    ]
-    + [
-        '"\\u001b[2J"',
-        '"../../etc/passwd"',
-        "9223372036854775808",
-        "9" * 400,
-        "9" * 5000,
-        "'''a\nb'''",
-        "",
-        "=",
-        "\\",
-    ]
+    (
+        *(
+            "nan",
+            "inf",
+            "-inf",
+            "true",
+            '"x"',
+            '""',
+            "-1",
+            "0",
+            "1.5",
+            "1e400",
+            "[]",
+            "[1]",
+            "{}",
+            "{a = 1}",
+            "",
+        ),
+        *("1979-05-27", '"\\u001b[2J"', '"../../etc/passwd"', "9223372036854775808", "'\\'", "=", "\\"),
+        *("9" * 400, "9" * 5000, "'''a\nb'''"),
+    )
 )
+TOMLS = st.builds(
+    "[model]\ndepth = {}\nhead_dim = {}\nsequence_length = {}\nwindow_pattern = '{}'\n"
+    "smear_channels = 8\nve_gate_channels = 4\n"
+    "[horizon]\n{}\n[batch]\ntokens = {}\ndevice_sequences = {}\n[precision]\ncompute = '{}'".format,
+    st.integers(1, 30),
+    st.sampled_from([16, 64, 128]),
+    st.sampled_from([64, 100, 2048]),
+    st.sampled_from(["L", "SSSL", "SL"]),
+    st.sampled_from(
+        ["param_data_ratio = 12", "iterations = 7", "tokens = 123456789", "flops = 1e18", "seconds = 60"]
+    ),
+    st.sampled_from(['"auto"', "524288", "65536", "1000000", "819200"]),
+    st.sampled_from(['"auto"', "1", "4", "3"]),
+    st.sampled_from(["float32", "bfloat16"]),
+)
+MACHINES = st.sampled_from(
+    [(CPU, 1), (H100X8, 8), (msgspec.structs.replace(H100X8, device_memory_bytes=2**31), 8)]
+)
+
+
 LINES = st.builds(
     lambda field, value: f"{field} = {value}",
     st.sampled_from(

@@ -54,16 +54,18 @@ def test_no_corruption_is_anything_but_a_recipe_error(
     try:
         made = load(path, SUBMISSIONS)
     except RecipeError as error:
-        assert error.hint
-        assert all(text.isprintable() for text in (error.message, error.hint, *error.problems))
+        told = (error.message, error.hint, *error.problems)
     else:
+        told = (made.name,)
         assert decode_recipe(msgspec.to_builtins(made.recipe), "again") == made.recipe
+    assert all(text and text.isprintable() for text in told)
 
 
 def test_a_child_overrides_its_base_field_by_field(tmp_path: Path) -> None:
     write(
         tmp_path,
-        top="title = 'top'\nnotes = 'n'\nlinks = ['https://a.example']\n[model]\ndepth = 6\nhead_dim = 64\n[horizon]\ntokens = 9",
+        top="title = 'top'\nnotes = 'n'\nlinks = ['https://a.example']\n"
+        "[model]\ndepth = 6\nhead_dim = 64\n[horizon]\ntokens = 9",
         middle="base = 'top'\n[model]\ndepth = 7\n[optimizer.adamw.wte]\nlr = 0.1",
         leaf="base = 'middle'\ntitle = 'leaf'\n[horizon]\niterations = 5\n[optimizer.adamw.wte]\nbeta1 = 0.5",
     )
@@ -132,8 +134,15 @@ def test_a_base_is_text(tmp_path: Path, base: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("track", "'../x'"), ("track", "'a/b'"), ("data.dataset", "'../x'"), ("data.dataset", "'folder:../x'")]
-    + [("data.dataset", "'folder:/etc'"), ("data.dataset", "'https://x'"), ("data.dataset", '"x\\n"')],
+    [
+        ("track", "'../x'"),
+        ("track", "'a/b'"),
+        ("data.dataset", "'../x'"),
+        ("data.dataset", "'folder:../x'"),
+        ("data.dataset", "'folder:/etc'"),
+        ("data.dataset", "'https://x'"),
+        ("data.dataset", '"x\\n"'),
+    ],
 )
 def test_other_names_are_names_too(field: str, value: str) -> None:
     with pytest.raises(RecipeError) as caught:

@@ -1,0 +1,54 @@
+"""The estimate of memory: monotone, and the rows that it lets a device take."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.errors import PlanRefused
+from bench.spec.memory import estimate_memory, fitting_sequences
+from bench.spec.plan import model_config
+from tests.spec.recipes import H100X8, TOMLS, plan, recipe
+
+
+@given(toml=TOMLS, rows=st.integers(1, 64), kind=st.sampled_from(["cpu", "mps", "cuda"]))
+def test_memory_grows_with_rows_and_shrinks_with_devices(toml: str, rows: int, kind: str) -> None:
+    config, dtype = model_config(recipe(toml)), recipe(toml).precision.compute
+    sizes = [estimate_memory(config, dtype, rows + more, kind, 1).total_bytes for more in (0, 1, 2)]
+    assert sizes == sorted(sizes)
+    assert sizes[2] > sizes[0] > 0
+    sharded = [estimate_memory(config, dtype, rows, kind, world).total_bytes for world in (1, 2, 8)]
+    assert sharded == sorted(sharded, reverse=True)
+
+
+@given(toml=TOMLS, rows=st.integers(1, 4096), gibibytes=st.integers(1, 200))
+def test_the_rows_at_once_are_the_most_that_fit(toml: str, rows: int, gibibytes: int) -> None:
+    config, dtype = model_config(recipe(toml)), recipe(toml).precision.compute
+    machine = msgspec.structs.replace(H100X8, device_memory_bytes=gibibytes * 2**30)
+    found = fitting_sequences(config, dtype, rows, machine, 8)
+    assert found.bit_count() == 1
+    assert rows % found == 0
+    if found > 1:
+        assert (
+            estimate_memory(config, dtype, found, "cuda", 8).total_bytes <= 0.92 * machine.device_memory_bytes
+        )
+    if rows % (2 * found) == 0:
+        assert (
+            estimate_memory(config, dtype, 2 * found, "cuda", 8).total_bytes
+            > 0.92 * machine.device_memory_bytes
+        )
+
+
+def test_too_little_memory_is_refused_with_its_size() -> None:
+    small = msgspec.structs.replace(H100X8, device_memory_bytes=8 * 2**30)
+    [refusal] = plan("[model]\ndepth = 24", small).refusals
+    assert refusal.startswith("needs ")
+    assert "H100 as declared has 8.0 GiB" in refusal
+
+
+def test_models_beyond_counting_are_refused() -> None:
+    toml = "[model]\ndepth = 128\naspect_ratio = 1024\nhead_dim = 8\nsequence_length = 65536\n"
+    with pytest.raises(PlanRefused, match="bytes"):
+        plan(toml + "[horizon]\niterations = 1\n[batch]\ntokens = 70368744177664\ndevice_sequences = 65536")
