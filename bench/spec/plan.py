@@ -213,7 +213,6 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
     tokens = iterations * batch
     total_flops = float(flops_per_token(config) * tokens)
     seconds = _predicted_seconds(recipe, total_flops, machine)
-    groups = parameters(config)
     return Plan(
         recipe_name=submission.name,
         track_name=track.name,
@@ -222,25 +221,15 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         machine=machine,
         model=config,
         schedule=schedule_config(recipe),
-        width=config.width,
-        heads=config.num_heads,
-        layers=config.depth,
-        vocab_padded=config.vocab_padded,
-        parameters=groups,
-        parameters_total=sum(groups.values()),
-        scaling_parameters=scaling,
+        **_shape_fields(config),
         horizon=horizon_kind(recipe.horizon),
         target_tokens=target,
         iterations=iterations,
         batch_tokens=batch,
         tokens=tokens,
         param_data_ratio=tokens / scaling,
-        flops_per_token=flops_per_token(config),
         total_flops=total_flops,
-        matrix_lr=rates.matrix_lr,
-        weight_decay=rates.weight_decay,
-        tau=_tau(batch, rates, tokens),
-        rates=rates,
+        **_rate_fields(rates, batch, tokens),
         device_sequences=sequences,
         accumulation=accumulation,
         world_size=world,
@@ -252,6 +241,29 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         kernels=[choice._asdict() for choice in _kernel_choices(config, machine)],
         refusals=refusals + _refusals(iterations, memory, machine, track),
     )
+
+
+def _shape_fields(config: ModelConfig) -> dict[str, Any]:
+    groups = parameters(config)
+    return {
+        "width": config.width,
+        "heads": config.num_heads,
+        "layers": config.depth,
+        "vocab_padded": config.vocab_padded,
+        "parameters": groups,
+        "parameters_total": sum(groups.values()),
+        "scaling_parameters": scaling_parameters(config),
+        "flops_per_token": flops_per_token(config),
+    }
+
+
+def _rate_fields(rates: Rates, batch_tokens: int, tokens: int) -> dict[str, Any]:
+    return {
+        "matrix_lr": rates.matrix_lr,
+        "weight_decay": rates.weight_decay,
+        "tau": _tau(batch_tokens, rates, tokens),
+        "rates": rates,
+    }
 
 
 def _kernel_choices(config: ModelConfig, machine: PlanMachine) -> tuple[Any, ...]:
