@@ -198,17 +198,12 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
     horizon_ratio = scaling / scaling_parameters(model_config(recipe, REFERENCE_DEPTH))
     batch = auto_batch_tokens(horizon_ratio) if recipe.batch.tokens == "auto" else recipe.batch.tokens
     target = target_tokens(recipe, config, batch, machine)
-    if target > MAX_TOKENS:
-        raise PlanRefused(f"horizon: {target:.3g} tokens, at most {MAX_TOKENS:.3g}", "shorten the horizon")
     iterations = target // batch
     world = track.track.hardware.device_count
     compiled = recipe.compile.enabled and not machine.compile_refusal
     sequences, accumulation, refusals = _rows_at_once(recipe, config, batch, world, machine)
     memory = estimate_memory(config, recipe.precision.compute, sequences, machine.device_kind, world)
-    if memory.total_bytes > MAX_BYTES:
-        raise PlanRefused(
-            f"needs {memory.total_bytes:.3g} bytes, no device has", "lower model.depth or the batch"
-        )
+    _refuse_the_impossible(target, memory)
     rates = scaled_rates(recipe, config.width, batch, horizon_ratio)
     tokens = iterations * batch
     total_flops = float(flops_per_token(config) * tokens)
@@ -241,6 +236,16 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         kernels=[choice._asdict() for choice in _kernel_choices(config, machine)],
         refusals=refusals + _refusals(iterations, memory, machine, track),
     )
+
+
+def _refuse_the_impossible(target: int, memory: MemoryEstimate) -> None:
+    """Raise for sizes that no machine has: their plan could not even be written down."""
+    if target > MAX_TOKENS:
+        raise PlanRefused(f"horizon: {target:.3g} tokens, at most {MAX_TOKENS:.3g}", "shorten the horizon")
+    if memory.total_bytes > MAX_BYTES:
+        raise PlanRefused(
+            f"needs {memory.total_bytes:.3g} bytes, no device has", "lower model.depth or the batch"
+        )
 
 
 def _shape_fields(config: ModelConfig) -> dict[str, Any]:
