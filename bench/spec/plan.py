@@ -200,14 +200,12 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
     target = target_tokens(recipe, config, batch, machine)
     iterations = target // batch
     world = track.track.hardware.device_count
-    compiled = recipe.compile.enabled and not machine.compile_refusal
     sequences, accumulation, refusals = _rows_at_once(recipe, config, batch, world, machine)
     memory = estimate_memory(config, recipe.precision.compute, sequences, machine.device_kind, world)
     _refuse_the_impossible(target, memory)
     rates = scaled_rates(recipe, config.width, batch, horizon_ratio)
     tokens = iterations * batch
     total_flops = float(flops_per_token(config) * tokens)
-    seconds = _predicted_seconds(recipe, total_flops, machine)
     return Plan(
         recipe_name=submission.name,
         track_name=track.name,
@@ -228,10 +226,10 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         device_sequences=sequences,
         accumulation=accumulation,
         world_size=world,
-        compiled=compiled,
+        compiled=recipe.compile.enabled and not machine.compile_refusal,
         memory=memory,
         predicted_peak_bytes=memory.total_bytes,
-        predicted_seconds=seconds,
+        predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
         kernels=[choice._asdict() for choice in _kernel_choices(config, machine)],
         refusals=refusals + _refusals(iterations, memory, machine, track),
