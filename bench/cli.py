@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bench.errors import BenchError, Interrupted, RecipeError
+from bench.errors import BenchError, Diverged, Interrupted, RecipeError, VerificationFailed
 from bench.spec.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -53,11 +53,7 @@ def report(error: BenchError, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(f"error: {error.message}", file=sys.stderr)
-    for problem in getattr(error, "problems", ()):
-        print(f"  {problem}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+    print("\n".join(error.lines()), file=sys.stderr)
     return error.exit_code
 
 
@@ -248,7 +244,6 @@ def run(options: argparse.Namespace) -> None:
         from bench.run import run as conduct
     request = RunRequest(
         submission=submission,
-        base_name=submission.recipe.base or "",
         track=track,
         plan=made,
         facts=facts,
@@ -259,7 +254,13 @@ def run(options: argparse.Namespace) -> None:
         image_digest=os.environ.get("SPEEDRUN_IMAGE_DIGEST", ""),
         notes=[sentence] if sentence else [],
     )
-    path = conduct(request, ledger, console)
+    try:
+        path = conduct(request, ledger, console)
+    except Diverged:  # its record is written and belongs on the board
+        from bench.board.build import write_board
+
+        write_board(space)
+        raise
     finish(path, space, made, options.json)
 
 
@@ -283,7 +284,6 @@ def finish(path: Path, space: Workspace, made: Any, as_json: bool) -> None:
 
 def verify(options: argparse.Namespace) -> int:
     """`bench verify`."""
-    from bench.errors import VerificationFailed
     from bench.records.store import read, record_paths
     from bench.records.verify import verify as problems_of
     from bench.spec.track import load_tracks

@@ -34,6 +34,15 @@ class BenchError(Exception):
         self.message = message
         self.hint = hint
 
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        hint = [f"hint: {self.hint}"] if self.hint else []
+        return [
+            f"error: {self.message}",
+            *(f"  {problem}" for problem in getattr(self, "problems", ())),
+            *hint,
+        ]
+
 
 class RecipeError(BenchError):
     """A recipe, a track or the command line is wrong; `problems` lists every fault of the file."""

@@ -49,7 +49,6 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One run, asked for: everything the conductor may not decide itself."""
 
     submission: Submission
-    base_name: str
     track: NamedTrack
     plan: Plan
     facts: MachineFacts

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import torch
 
 from bench import cli
@@ -23,7 +24,9 @@ from bench.host.console import Console
 from bench.host.facts import MachineFacts
 from bench.host.machine import detect
 from bench.host.planning import Rates, plan_machine
+from bench.records.events import Event, read_events
 from bench.records.store import StoredRecord, read
+from bench.records.verify import verify
 from bench.run import RunRequest, run
 from bench.spec.plan import make_plan
 from bench.spec.submission import load
@@ -114,7 +117,6 @@ def request(space: Workspace, *, seed_index: int | None = None, resume: bool = F
     here = plan_machine(facts(), track, recipe.precision.compute, recipe.model.depth, rates)
     return RunRequest(
         submission=submission,
-        base_name="",
         track=track,
         plan=make_plan(submission, track, here),
         facts=facts(),
@@ -136,6 +138,46 @@ def run_here(space: Workspace, *, seed_index: int | None = None, resume: bool = 
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flush)
     return read(path)
+
+
+def problems(space: Workspace, stored: StoredRecord) -> list[str]:
+    """What `bench verify` says."""
+    return verify(stored, load_track("tiny", space.tracks))
+
+
+def events_of(stored: StoredRecord) -> list[Event]:
+    """The events beside a record, their chain checked."""
+    return list(read_events(stored.events_path.read_bytes(), "events"))
+
+
+class Clock:
+    """A clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def slow(self, patch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float) -> None:
+        """Let each call of this function take so long."""
+        real = getattr(owner, name)
+
+        def slowed(*arguments: Any, **options: Any) -> Any:
+            self.now_s += seconds
+            return real(*arguments, **options)
+
+        patch.setattr(owner, name, slowed)
+
+
+def run_by(clock: Clock, space: Workspace, console: Console | None = None, **options: Any) -> StoredRecord:
+    """A run whose only time is the clock's."""
+    threads = torch.get_num_threads()
+    try:
+        return read(run(request(space, **options), Ledger(clock=clock), console or quiet()))
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
 
 
 def quiet() -> Console:

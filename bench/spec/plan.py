@@ -94,9 +94,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sha256(self) -> str:
-        """Hash of everything derived from recipe and track; the machine's own numbers left out."""
+        """Hash of all that follows from recipe and track; not of what the machine fits into given seconds."""
+        iterations = 0 if self.horizon == "seconds" else self.iterations
         derived = {"recipe": self.recipe, "model": self.model, "schedule": self.schedule, "rates": self.rates}
-        return sha256(derived | {"batch": self.batch_tokens, "iterations": self.iterations})
+        return sha256(derived | {"batch": self.batch_tokens, "iterations": iterations})
 
 
 def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
@@ -232,7 +233,7 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
         kernels=[choice._asdict() for choice in _kernel_choices(config, machine)],
-        refusals=refusals + _refusals(iterations, memory, machine, track),
+        refusals=refusals + _refusals(recipe, iterations, memory, machine, track),
     )
 
 
@@ -314,14 +315,16 @@ def _dollars(seconds: float | None, track: NamedTrack) -> float | None:
     return seconds / 3600 * hardware.device_count * hardware.dollars_per_device_hour
 
 
-def _refusals(iterations: int, memory: MemoryEstimate, machine: PlanMachine, track: NamedTrack) -> list[str]:
+def _refusals(
+    recipe: Recipe, iterations: int, memory: MemoryEstimate, machine: PlanMachine, track: NamedTrack
+) -> list[str]:
     refusals = []
     needed = track.track.hardware.machine_class
     if machine.machine_class != needed:
         refusals.append(
             f"track {track.name} is for a machine of class {needed}, this is {machine.machine_class}"
         )
-    if iterations < 1:
+    if iterations < 1 and recipe.horizon.seconds is None:  # a clock decides by itself how many steps fit
         refusals.append("the horizon is shorter than one step; lengthen it or lower batch.tokens")
     if memory.total_bytes > machine.device_memory_bytes:
         refusals.append(

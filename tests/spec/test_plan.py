@@ -268,3 +268,13 @@ def test_planning_loads_no_torch() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["iterations"] == 6517
+
+
+def test_under_a_horizon_in_seconds_the_rate_of_the_machine_is_no_part_of_the_plan() -> None:
+    submission, named = load(SUBMISSIONS / "run7.toml"), track("h200-5min")
+    machines = [msgspec.structs.replace(H100X8, flops_per_s=rate) for rate in (None, 1e14, 4e14)]
+    plans = [make_plan(submission, named, machine) for machine in machines]
+    assert len({plan.sha256 for plan in plans}) == 1
+    assert plans[0].iterations == 0
+    assert not any("shorter" in refusal for refusal in plans[0].refusals)
+    assert len({plan.iterations for plan in plans}) == 3
