@@ -137,7 +137,7 @@ def _training(plan: Plan, device: Device, prepared: Prepared, num_steps: int) ->
     """(seconds until the first step can start, seconds of each step), real batches and optimizer included."""
     trainer = build_trainer(plan, device.torch_device, device.compute_dtype("bfloat16"), SEED)
     shape = (plan.device_sequences, plan.model.sequence_length)
-    first_s = sum(_timed(lambda: warm_up(trainer, *shape, device.torch_device), 2))
+    (first_s,) = _timed(lambda: warm_up(trainer, *shape, device.torch_device), 1)
     release_garbage()
     step_s = []
     with Loader(prepared, shape[1], shape[0], 1, 0, 1, seed=SEED, device_pin=False) as loader:
