@@ -18,7 +18,7 @@ ATTENTION_BLOCK = 256  # queries of a block; their probabilities are kept in the
 # What a process holds before the model exists: Python, torch, the compiler (CPU: measured 340 to 600 MB, the
 # larger after compiling), and a CUDA context with its workspaces.
 PROCESS_BYTES = {"cpu": 600 * 10**6, "mps": 500 * 10**6, "cuda": 1500 * 10**6}
-# On a CPU more rows at once do not train faster (measured at 4,096 to 16,384 tokens), only larger.
+# On a CPU more rows at once mostly cost memory; a choice, not a measured optimum.
 CPU_TOKENS_AT_ONCE = 8192
 # Share of a device's memory a plan may fill: allocators fragment.
 USABLE_SHARE = 0.92
