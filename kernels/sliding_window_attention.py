@@ -2,7 +2,7 @@
 
 Memory and work grow with T x (window + block) instead of T x T. Plain torch operations that Inductor traces
 and fuses, forward and backward: two batched GEMMs forward, four backward, which is where a CPU with bf16
-matrix units is fast (T 512, head dim 128: 2.7x the speed of SDPA's CPU kernel forward and backward). The
+matrix units is fast. The
 backward keeps the probabilities in the compute dtype only; left to autograd they stay in float32 too.
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, K head dim, Q queries of a block, W keys of a
