@@ -9,13 +9,15 @@ SEED =
 DATA =
 A =
 B =
+OUT =
 ARGS =
-export SUB TRACK SEED DATA A B ARGS
+export SUB TRACK SEED DATA A B OUT ARGS
 
 # Options of the set-up, from the command line or the environment.
-# TORCH_INDEX: URL of the package index to take torch from. TRITON=1: install triton without a GPU too.
+# TORCH_INDEX: URL of the package index to take torch from. TRITON=1: install triton without a GPU too, as the
+# tests need it: they run its kernels in its interpreter and compile them for GPUs that are not here.
 TORCH_INDEX ?=
-TRITON ?=
+TRITON ?= $(if $(filter test test-slow,$(MAKECMDGOALS)),1)
 PYTHON ?= python3 python3.13 python3.12 python3.11 python
 export TORCH_INDEX TRITON
 
@@ -27,7 +29,8 @@ RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
 OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench plan show diff verify leaderboard perf test test-slow lint lock clean
+.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard perf test test-slow lint \
+    lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -45,6 +48,15 @@ show: $(STAMP) ## a recipe with its base resolved: SUB= [ARGS=]
 
 diff: $(STAMP) ## what sets two recipes apart: A= B= [ARGS=]
 	@$(BENCH) diff "$${A:?name two recipes: A= and B=}" "$${B:?name two recipes: A= and B=}" $$ARGS
+
+prove: $(STAMP) ## check the fused kernels against their references on this device [ARGS=]
+	@$(BENCH) prove $$ARGS
+
+kernels: $(STAMP) ## time the kernels beside eager and compiled references [ARGS=]
+	@$(BENCH) kernels $$ARGS
+
+gpu-check: $(STAMP) ## proofs, kernel times and training speed of a GPU as JSON, in 9 minutes: OUT= [ARGS=]
+	@$(BENCH) gpu-check --out "$${OUT:?name a folder, as in OUT=leaderboard/hardware/h200}" $$ARGS
 
 verify: $(STAMP) ## check records against what they claim [ARGS=]
 	@$(BENCH) verify $$ARGS

@@ -26,6 +26,7 @@ STAMP = VENV / ".stamp"
 LOCK = ROOT / "requirements.lock"
 PYTHON = VENV / "bin" / "python"
 PIP = (PYTHON, "-m", "pip", "-qq", "--disable-pip-version-check", "--no-input")
+TRITON_EXISTS = sys.platform == "linux"  # there are wheels for no other system
 # Modules are compiled as they are first imported: compiling all of them up front took a third of the set-up
 # (62 s against 43 s, 2 cores, November 2026), most of it for parts of torch that nothing here imports.
 INSTALL = (*PIP, "install", "--no-compile")
@@ -64,7 +65,7 @@ def wanted(torch_index: str, triton: bool) -> dict[str, str]:
         "lock": hashlib.sha256(LOCK.read_bytes()).hexdigest(),
         "torch": pinned("torch"),
         "torch_index": torch_index or before.get("torch_index", ""),
-        "triton": pinned("triton") if triton or before.get("triton") else "",
+        "triton": pinned("triton") if TRITON_EXISTS and (triton or before.get("triton")) else "",
     }
 
 

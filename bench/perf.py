@@ -16,6 +16,7 @@ from bench.data.corpus import open_corpus, tokenizer_for
 from bench.data.loader import Loader
 from bench.data.prepare import prepare
 from bench.data.prepared import Prepared
+from bench.data.text import prepared_text
 from bench.host.allocator import release_garbage
 from bench.host.device import Device, configure, open_device
 from bench.host.facts import MachineFacts
@@ -107,8 +108,9 @@ def perf_plan(space: Workspace, facts: MachineFacts) -> Plan:
 
 
 def _prepared(space: Workspace, vocab_size: int) -> Prepared:
-    corpus = open_corpus("stdlib", space.data, validation_bytes=100_000)
-    return prepare(corpus, tokenizer_for(corpus, vocab_size, space.data, 20_000_000), space.data)
+    return prepared_text(
+        "stdlib", vocab_size, space.data, validation_bytes=100_000, tokenizer_chars=20_000_000
+    )[1]
 
 
 def _timed(function: Callable[[], object], repeats: int) -> list[float]:

@@ -8,22 +8,24 @@ from pathlib import Path
 
 import msgspec
 
-from bench.data.corpus import Corpus, open_corpus, tokenizer_for
+from bench.data.corpus import Corpus
 from bench.data.loader import Batch, Loader
 from bench.data.loader import Progress as Coverage
-from bench.data.prepare import prepare
 from bench.data.prepared import Prepared
+from bench.data.text import prepared_text
 from bench.errors import Diverged, PlanRefused, RecipeError
 from bench.evaluation.bits_per_byte import BitsPerByte, bestfit_bpb, documents_bpb
 from bench.evaluation.probes import Probes, check_frozen, probe, weights_sha256
 from bench.host.allocator import release_garbage
 from bench.host.clock import CATEGORIES, Ledger
-from bench.host.console import Console, duration
+from bench.host.console import Console
 from bench.host.device import Device, configure, open_device
 from bench.host.facts import MachineFacts
 from bench.host.machine import competing_processes
 from bench.host.power import EnergyMeter
 from bench.host.provenance import provenance
+from bench.proving.gate import proofs_for
+from bench.proving.proof import Proof
 from bench.records.assemble import Measured, Outcome, assemble
 from bench.records.events import EventLog
 from bench.records.progress import RunProgress, open_log, read_progress
@@ -40,6 +42,7 @@ from bench.training.loop import CheckpointDue, EvalDue, StepsDone, Trainer, trai
 from bench.training.loop import Diverged as LossDiverged
 from bench.training.out_of_memory import memory_explained
 from bench.training.run_folder import require_folder, run_folder
+from kernels.counting import dispatches
 
 # Ledger categories that a checkpoint carries over to the process that resumes.
 CARRIED = ("train", "data_wait", "eval", "compile", "warmup", "checkpoint")
@@ -86,6 +89,8 @@ class _Conductor:
     prepared: Prepared
     device: Device
     settings: dict[str, str]
+    proofs: list[Proof]
+    dispatched_before: dict[str, int]
     log: EventLog
 
     def __init__(
@@ -107,6 +112,8 @@ class _Conductor:
         self.device = open_device(facts.device_kind)
         self.ledger.synchronize = self.device.synchronize
         self.settings = configure(self.device, cpu_cores=facts.cpu_cores, environment=environment)
+        with self.ledger.span("proof"):
+            self._prove()
         with memory_explained(self.device, self.plan):
             trainer = self._trainer()
             resume_at = self._restore(trainer) if self.request.resume else None
@@ -141,6 +148,8 @@ class _Conductor:
             outcome=outcome,
             memory=self.device.peak_memory(),
             ledger=self.ledger.close(),
+            proofs=self.proofs,
+            dispatches=self._dispatches(),
             features={},
             warnings=list(request.notes),
             events_tip=self.log.tip,
@@ -156,19 +165,26 @@ class _Conductor:
         return path
 
     def _open_data(self) -> None:
-        recipe, workspace, workers = self.plan.recipe, self.request.workspace, self.request.facts.cpu_cores
+        recipe, facts = self.plan.recipe, self.request.facts
         self.console.line(f"data: {recipe.data.dataset}, {recipe.model.vocab_size:,}-token vocabulary")
-        self.corpus = open_corpus(
+        self.corpus, self.prepared = prepared_text(
             recipe.data.dataset,
-            workspace.data,
+            recipe.model.vocab_size,
+            self.request.workspace.data,
             validation_bytes=recipe.eval.validation_bytes,
+            tokenizer_chars=recipe.data.tokenizer_chars,
             shards=recipe.data.shards,
-            workers=workers,
+            workers=facts.cpu_cores,
         )
-        tokenizer = tokenizer_for(
-            self.corpus, recipe.model.vocab_size, workspace.data, recipe.data.tokenizer_chars
-        )
-        self.prepared = prepare(self.corpus, tokenizer, workspace.data, workers=workers)
+
+    def _prove(self) -> None:
+        """A valid proof of every fused kernel of the plan on this device, or no training."""
+        space, facts = self.request.workspace, self.request.facts
+        self.proofs = proofs_for(self.plan.kernels, facts, space.root, space.proofs, self.console.line)
+        self.dispatched_before = dispatches()
+
+    def _dispatches(self) -> dict[str, int]:
+        return self.progress.dispatches(dispatches(since=self.dispatched_before))
 
     def _trainer(self) -> Trainer:
         # Wrapping the model loads the compiler (1.5 s with torch 2.13), so building belongs to compiling.
@@ -257,23 +273,16 @@ class _Conductor:
     def _on_steps(self, event: StepsDone) -> None:
         progress, total = self.progress, self._total_steps(event.step)
         seconds = self._official_s()
-        step_s = (seconds - (progress.logged[-1][1] if progress.logged else 0.0)) / len(event.losses)
-        progress.step = event.step
-        progress.losses += event.losses
-        progress.logged.append((event.step, seconds))
-        self._log(
-            "step",
-            step=event.step,
-            losses=event.losses,
-            official_s=seconds,
-            learning_rate=event.scales.learning_rate,
-        )
-        left_s = (total - event.step) * step_s
-        bpb = f"  bpb {progress.bpbs[-1][1]:.4f}" if progress.bpbs else ""
-        self.console.progress(
-            f"step {event.step}/{total:.0f}  loss {event.losses[-1]:.4f}{bpb}  "
-            f"{self.plan.batch_tokens / step_s:,.0f} tok/s  {duration(max(left_s, 0.0))} left",
-            is_last=event.step >= total,
+        step_s = progress.add_steps(event.step, event.losses, seconds)
+        rate = event.scales.learning_rate
+        self._log("step", step=event.step, losses=event.losses, official_s=seconds, learning_rate=rate)
+        self.console.step(
+            event.step,
+            total,
+            event.losses[-1],
+            bpb=progress.bpbs[-1][1] if progress.bpbs else None,
+            tokens_per_s=self.plan.batch_tokens / step_s,
+            left_s=(total - event.step) * step_s,
         )
 
     def _on_divergence(self, step: int) -> None:
@@ -326,6 +335,7 @@ class _Conductor:
                 events_tip=self.log.tip,
                 seconds=spent_s,
                 num_resumes=self.progress.num_resumes,
+                dispatches=self._dispatches(),
             )
             checkpoint.save(self.folder, trainer.model, trainer.optimizer, state)
         self.saved_step = step

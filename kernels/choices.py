@@ -2,11 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # Elements of a chunk's logits: 8 MB in bf16 stays in the last-level cache of a CPU and is large enough for
 # the read-modify-write of the head's gradient, 8 V D bytes a chunk, not to count.
 CHUNK_ELEMENTS = 4 * 2**20
+
+# Every op with its implementations. "reference" is eager torch, to be compiled with its neighbours: what all
+# others are proved against.
+REFERENCE = "reference"
+IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
+    "embedding": (REFERENCE, "sorted", "triton"),
+    "mix_rms_norm": (REFERENCE, "triton"),
+    "rotary_qk_norm": (REFERENCE, "triton"),
+    "attention": (REFERENCE, "blocked", "varlen", "triton"),
+    "relu_squared_mlp": (REFERENCE, "keep-output", "triton"),
+    "linear_cross_entropy": (REFERENCE, "chunked", "triton"),
+    "muon_direction": (REFERENCE, "in-place", "triton"),
+    "polar_express": (REFERENCE, "two-forms", "triton"),
+    "muon_update": (REFERENCE, "in-place", "triton"),
+    "adamw": (REFERENCE, "fused", "triton"),
+    "bigram_residual": (REFERENCE, "sorted", "triton"),
+    "fp8_linear": (REFERENCE, "scaled-mm", "triton"),
+}
+CUDA_ONLY = ("triton", "varlen")
+# Used by every model; the others belong to levers.
+ALWAYS = tuple(op for op in IMPLEMENTATIONS if op not in ("bigram_residual", "fp8_linear"))
+
+_FUSED_BY_COMPILER = "left to the compiler, which fuses it with its neighbours"
+_SORTED = "Inductor's gradient is float32 atomic adds, whose order changes the bits"
+_KEEP_OUTPUT = "halves the MLP's kept activations"
+_CHUNKED = "the logits never exist whole"
+_BLOCKED = "T x window work, on the bf16 matrix units that SDPA leaves idle"
+_TWO_FORMS = "Gram form for long float32 matrices, standard form for the rest"
+_IN_PLACE = "no temporary of its own for each of the stacked matrices"
+_FUSED_ADAMW = "torch's multi-tensor step: one pass over parameters and moments"
+_PREFERRED: dict[str, dict[str, tuple[str, str]]] = {
+    "cpu": {
+        "embedding": ("sorted", _SORTED),
+        "mix_rms_norm": (REFERENCE, _FUSED_BY_COMPILER),
+        "rotary_qk_norm": (REFERENCE, _FUSED_BY_COMPILER),
+        "attention": ("blocked", _BLOCKED),
+        "relu_squared_mlp": ("keep-output", _KEEP_OUTPUT),
+        "linear_cross_entropy": ("chunked", _CHUNKED),
+        "muon_direction": ("in-place", _IN_PLACE),
+        "polar_express": ("two-forms", _TWO_FORMS),
+        "muon_update": ("in-place", _IN_PLACE),
+        "adamw": ("fused", _FUSED_ADAMW),
+        "bigram_residual": ("sorted", _SORTED),
+        "fp8_linear": (
+            REFERENCE,
+            "no processor multiplies fp8 codes: torch's scaled product takes 0.1 s a row",
+        ),
+    }
+}
+_PREFERRED["mps"] = _PREFERRED["cpu"] | {"attention": ("blocked", "SDPA's training path there keeps T x T")}
+_PREFERRED["cuda"] = _PREFERRED["cpu"] | {
+    "embedding": ("triton", "one pass over sorted rows, bf16 in, float32 sums, no atomics"),
+    "attention": ("varlen", "torch's flash attention with a window"),
+    "relu_squared_mlp": ("triton", "relu^2 and its derivative in the epilogues of the products"),
+    "linear_cross_entropy": ("triton", "one pass turns a chunk's logits into its gradient"),
+    "muon_direction": ("triton", "momentum, row norms and the cast in one pass"),
+    "polar_express": ("triton", "half the tiles of the symmetric products"),
+    "muon_update": ("triton", "norms, decay and update in one pass over the parameters"),
+    "bigram_residual": ("triton", "one pass over sorted rows, bf16 in, float32 sums, no atomics"),
+    "fp8_linear": ("triton", "largest value, cast and transposed copy in one read"),
+}
 
 
 class Choice(NamedTuple):
@@ -17,37 +79,35 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(device_kind: str, windowed: bool) -> tuple[Choice, ...]:
-    """The implementation of every op on this kind of device.
+def choose(device_kind: str, asked: Mapping[str, str] | None = None) -> tuple[Choice, ...]:
+    """The implementation of every op a model uses on this kind of device.
 
     Args:
         device_kind: "cuda", "mps" or "cpu".
-        windowed: whether any layer's window is shorter than the sequence.
+        asked: implementations that the recipe names, by op; "auto" leaves the choice to the table above.
     """
-    return (
-        Choice(
-            "embedding",
-            "deterministic",
-            "Inductor's gradient is float32 atomic adds, whose order changes the bits",
-        ),
-        _attention(device_kind, windowed),
-        Choice("relu_squared", "keep-output", "halves the MLP's kept activations"),
-        Choice("linear_cross_entropy", "chunked", "the logits never exist whole"),
-    )
+    asked = asked or {}
+    choices = []
+    for op in ALWAYS:
+        name = asked.get(op, "auto")
+        if name == "auto":
+            choices.append(Choice(op, *_PREFERRED[device_kind][op]))
+        else:
+            choices.append(Choice(op, name, "asked for by the recipe"))
+    return tuple(choices)
 
 
-def _attention(device_kind: str, windowed: bool) -> Choice:
-    if device_kind == "cuda":
-        rest = "; shorter windows go by query blocks" if windowed else ""
-        return Choice(
-            "attention", "sdpa+blocked" if windowed else "sdpa", f"flash kernels serve full attention{rest}"
-        )
-    where = (
-        "bf16 matrix units, not SDPA's CPU kernel"
-        if device_kind == "cpu"
-        else "SDPA's training path keeps T x T"
-    )
-    return Choice("attention", "blocked", where)
+def provable(op: str, device_kind: str, interpreted: bool = False) -> tuple[str, ...]:
+    """The op's implementations that can run on this kind of device and are not the reference.
+
+    Args:
+        interpreted: whether Triton's interpreter is on (TRITON_INTERPRET=1).
+    """
+
+    def runs(name: str) -> bool:
+        return name not in CUDA_ONLY or device_kind == "cuda" or (name == "triton" and interpreted)
+
+    return tuple(name for name in IMPLEMENTATIONS[op] if name != REFERENCE and runs(name))
 
 
 def rows_per_chunk(vocab_size: int) -> int:

@@ -1,37 +1,60 @@
-"""The chosen implementations as the functions the model calls."""
+"""The chosen implementations as the functions the model and the optimizer call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.choices import Choice
-from kernels.embedding import embedding
-from kernels.linear_cross_entropy import linear_cross_entropy
-from kernels.relu_squared import relu_squared
-from kernels.sliding_window_attention import sliding_window_attention
+from kernels.choices import IMPLEMENTATIONS, REFERENCE, Choice
+
+# Where an implementation lives, loaded when it is asked for: triton is not installed everywhere. References
+# are kernels.reference's function of the op's name, Triton's kernels.triton_ops.OP's.
+_HOMES = {
+    ("attention", REFERENCE): "kernels.reference:sliding_window_attention",
+    ("attention", "blocked"): "kernels.sliding_window_attention:sliding_window_attention",
+    ("attention", "varlen"): "kernels.sliding_window_attention:varlen_attention",
+    ("attention", "triton"): "kernels.triton_ops.sliding_window_attention:sliding_window_attention",
+    ("fp8_linear", REFERENCE): "kernels.reference_fp8:fp8_linear",
+    ("muon_direction", REFERENCE): "kernels.reference:muon_direction_",
+    ("muon_direction", "in-place"): "kernels.muon_step:muon_direction_",
+    ("muon_direction", "triton"): "kernels.triton_ops.muon_step:muon_direction_",
+    ("muon_update", REFERENCE): "kernels.reference:muon_update_",
+    ("muon_update", "in-place"): "kernels.muon_step:muon_update_",
+    ("muon_update", "triton"): "kernels.triton_ops.muon_step:muon_update_",
+    ("adamw", REFERENCE): "kernels.reference:adamw_",
+    ("adamw", "fused"): "kernels.adamw:adamw_",
+    ("adamw", "triton"): "kernels.triton_ops.adamw:adamw_",
+}
 
 
 class Kernels(NamedTuple):
     """One function an op; signatures are those of `kernels.reference`."""
 
     embedding: Callable[..., Tensor]
+    mix_rms_norm: Callable[..., tuple[Tensor, Tensor]]
+    rotary_qk_norm: Callable[..., tuple[Tensor, Tensor]]
     attention: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    relu_squared: Callable[[Tensor], Tensor]
+    relu_squared_mlp: Callable[[Tensor, Tensor, Tensor], Tensor]
     linear_cross_entropy: Callable[..., Tensor]
+    muon_direction: Callable[..., Tensor]
+    polar_express: Callable[..., Tensor]
+    muon_update: Callable[..., None]
+    adamw: Callable[..., None]
 
 
-def full_or_blocked_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int) -> Tensor:
-    """torch's own kernel where the window covers the row, query blocks where it does not."""
-    if window < q_BTHK.shape[1] - 1:
-        return sliding_window_attention(q_BTHK, k_BTGK, v_BTGK, window)
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+def implementation(op: str, name: str) -> Callable[..., Any]:
+    """The function that implements an op; `kernels.reference` has its signature."""
+    assert name in IMPLEMENTATIONS[op], f"{op} has no implementation {name!r}"
+    package = {REFERENCE: "kernels.reference", "triton": f"kernels.triton_ops.{op}"}.get(
+        name, f"kernels.{op}"
+    )
+    module, _, function = _HOMES.get((op, name), f"{package}:{op}").partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
 
 
 def bind(choices: tuple[Choice, ...], *, compiled: bool) -> Kernels:
@@ -40,10 +63,8 @@ def bind(choices: tuple[Choice, ...], *, compiled: bool) -> Kernels:
     Args:
         compiled: whether the loss's pass over the logits goes through torch.compile.
     """
-    attention = {choice.op: choice.implementation for choice in choices}["attention"]
-    return Kernels(
-        embedding=embedding,
-        attention=sliding_window_attention if attention == "blocked" else full_or_blocked_attention,
-        relu_squared=relu_squared,
-        linear_cross_entropy=partial(linear_cross_entropy, compiled=compiled),
-    )
+    chosen = {choice.op: choice.implementation for choice in choices}
+    functions = {op: implementation(op, chosen.get(op, REFERENCE)) for op in Kernels._fields}
+    if chosen.get("linear_cross_entropy") == "chunked":
+        functions["linear_cross_entropy"] = partial(functions["linear_cross_entropy"], compiled=compiled)
+    return Kernels(**functions)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.dispatch import Kernels
 from model.config import ModelConfig
-from model.layers import Linear, rms_norm
+from model.layers import Linear
 
 
 def rotary_tables(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -20,12 +20,6 @@ def rotary_tables(config: ModelConfig, device: torch.device, dtype: torch.dtype)
     positions = torch.arange(config.sequence_length, dtype=torch.float32, device=device)
     angles_TK = torch.outer(positions, frequencies)
     return angles_TK.cos().to(dtype)[None, :, None], angles_TK.sin().to(dtype)[None, :, None]
-
-
-def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (i, i + K/2) by minus the position's angle, nanochat's direction."""
-    first, second = x_BTHK.chunk(2, dim=-1)
-    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
 
 class Attention(nn.Module):
@@ -53,8 +47,7 @@ class Attention(nn.Module):
                 torch.sigmoid(self.ve_gate(x_BTD[..., : config.ve_gate_channels])) * config.ve_gate_range
             )
             v_BTGK = v_BTGK + gate_BTG[..., None] * value_embedding_BTD.view_as(v_BTGK)
-        q_BTHK = rms_norm(rotate(q_BTHK, cos, sin)) * config.qk_scale
-        k_BTGK = rms_norm(rotate(k_BTGK, cos, sin)) * config.qk_scale
+        q_BTHK, k_BTGK = self.kernels.rotary_qk_norm(q_BTHK, k_BTGK, cos, sin, config.qk_scale)
         y_BTHK = self.kernels.attention(q_BTHK, k_BTGK, v_BTGK, self.window)
         output_BTD: Tensor = self.c_proj(y_BTHK.reshape(B, T, -1))
         return output_BTD

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from kernels.dispatch import Kernels
+from kernels.reference import rms_norm
 from model.attention import Attention, rotary_tables
 from model.config import ModelConfig
 from model.flops import MLP_EXPANSION
-from model.layers import Linear, rms_norm
+from model.layers import Linear
 
 
 class MLP(nn.Module):
@@ -30,21 +31,29 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        output_BTD: Tensor = self.c_proj(self.kernels.relu_squared(self.c_fc(x_BTD)))
-        return output_BTD
+        return self.kernels.relu_squared_mlp(x_BTD, self.c_fc.weight, self.c_proj.weight)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Pre-norm attention and MLP, each added to a residual stream that the embedding is mixed into first."""
 
     def __init__(self, config: ModelConfig, layer: int, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.attn = Attention(config, layer, kernels)
         self.mlp = MLP(config, kernels)
 
-    def forward(self, x_BTD: Tensor, value_embedding_BTD: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        x_BTD = x_BTD + self.attn(rms_norm(x_BTD), value_embedding_BTD, cos, sin)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        x0_BTD: Tensor,
+        scales: tuple[Tensor, Tensor],
+        value_embedding_BTD: Tensor | None,
+        tables: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]; `scales` are of x and x0, float32: in bf16 steps below 0.008 are lost."""
+        x_BTD, normed_BTD = self.kernels.mix_rms_norm(x_BTD, x0_BTD, *scales)
+        x_BTD = x_BTD + self.attn(normed_BTD, value_embedding_BTD, *tables)
         x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
         return x_BTD
 
@@ -99,15 +108,14 @@ class GPT(nn.Module):
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Token ids [B, T] -> normalised hidden states [B, T, D] in the compute dtype."""
         T = tokens_BT.shape[1]
-        cos, sin = self.cos[:, :T], self.sin[:, :T]
+        tables = self.cos[:, :T], self.sin[:, :T]
         x_BTD = rms_norm(self.kernels.embedding(self.wte, tokens_BT, self.compute_dtype))
         if self.smear is not None:
             x_BTD = self.smear(x_BTD)
         x0_BTD, middle_BTD = x_BTD, None
         for layer, block in enumerate(self.blocks):
-            resid, x0 = self.resid_lambdas[layer], self.x0_lambdas[layer]
-            x_BTD = resid * x_BTD + x0 * x0_BTD  # float32 scalars: in bf16 steps below 0.008 would be lost
-            x_BTD = block(x_BTD, self.value_embedding(layer, tokens_BT), cos, sin)
+            scales = self.resid_lambdas[layer], self.x0_lambdas[layer]
+            x_BTD = block(x_BTD, x0_BTD, scales, self.value_embedding(layer, tokens_BT), tables)
             if layer == self.config.backout_layer:
                 middle_BTD = x_BTD
         if middle_BTD is not None and self.backout_lambda is not None:

@@ -59,6 +59,8 @@ def is_local(address: object) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Triton's kernels run in its interpreter, which has to be chosen before triton is first imported.
+    os.environ["TRITON_INTERPRET"] = "1"
     if config.getoption("--hypothesis-profile") is None:
         hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 

@@ -20,7 +20,10 @@ from tests.records.sample import changed, sample
 from tests.spec.recipes import SHIPPED, corrupted
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("check", "show", "diff", "plan", "run", "verify", "leaderboard", "data", "perf")
+COMMANDS = (
+    *("check", "show", "diff", "plan", "prove", "run", "verify", "leaderboard"),
+    *("data", "perf", "kernels", "gpu-check"),
+)
 
 
 def bench(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:

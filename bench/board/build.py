@@ -34,6 +34,7 @@ COLUMNS = (
     ("MFU", "right"),
     ("peak memory (GiB)", "right"),
     ("cold time (s)", "right"),
+    ("kernels proved", "right"),
     ("machine", "left"),
 )
 
@@ -118,6 +119,7 @@ def _cells(track: NamedTrack, rank: str, row: Row, is_ambiguous: bool) -> list[s
         "n/a" if row.mfu is None else f"{row.mfu:.1%}",
         f"{row.peak_bytes / 2**30:.2f}",
         f"{row.cold_s:.1f}",
+        str(row.num_proofs),
         escape(row.machine),
     ]
 

@@ -40,6 +40,7 @@ class Row(NamedTuple):
     cold_s: float
     peak_bytes: int
     mfu: float | None
+    num_proofs: int  # fused kernels proved equal to their references on the run's device
     machine: str
     seeds: list[int]
     complete: bool  # every seed of the track, none diverged
@@ -119,6 +120,7 @@ def _row(track: NamedTrack, group: list[Record]) -> Row | None:
         cold_s=max(record.timing.cold_s for record in finished),
         peak_bytes=max(record.memory.peak_bytes for record in finished),
         mfu=statistics.fmean(mfus) if mfus else None,
+        num_proofs=min(len(record.proofs) for record in finished),
         machine=" / ".join(sorted({_machine(record) for record in finished})),
         seeds=seeds,
         complete=set(range(track.track.seeds.count)) <= set(seeds) and _reached(track, finished),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data.corpus import open_corpus, tokenizer_for
 from bench.data.fetch import fetch
 from bench.data.manifest import load_manifest, load_source, pin, pinned_path
-from bench.data.prepare import prepare
+from bench.data.text import prepared_text
 
 DEFAULT_VALIDATION_BYTES = 50_000_000  # as bench.spec.recipe.Eval
 TOKENIZER_CHARS = 2_000_000_000  # as bench.spec.recipe.Data
@@ -30,10 +29,14 @@ def fetch_dataset(name: str, num_shards: int, data_folder: Path, endpoint: str, 
 
 def prepare_dataset(name: str, num_shards: int, vocab_size: int, data_folder: Path) -> None:
     """Train the tokenizer and write the tokens a run will read."""
-    corpus = open_corpus(name, data_folder, validation_bytes=DEFAULT_VALIDATION_BYTES, shards=num_shards)
-    tokenizer = tokenizer_for(corpus, vocab_size, data_folder, TOKENIZER_CHARS)
-    prepared = prepare(
-        corpus, tokenizer, data_folder, on_part=lambda done, total: print(f"shard {done} of {total}")
+    _, prepared = prepared_text(
+        name,
+        vocab_size,
+        data_folder,
+        validation_bytes=DEFAULT_VALIDATION_BYTES,
+        tokenizer_chars=TOKENIZER_CHARS,
+        shards=num_shards,
+        on_part=lambda done, total: print(f"shard {done} of {total}"),
     )
     facts = prepared.facts
     print(

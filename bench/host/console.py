@@ -30,6 +30,17 @@ class Console:
             self._stream.write(text + "\n")
             self._stream.flush()
 
+    def step(
+        self, step: int, total: float, loss: float, *, bpb: float | None, tokens_per_s: float, left_s: float
+    ) -> None:
+        """The live line of training; `bpb` is the last evaluation's, if there was one."""
+        score = "" if bpb is None else f"  bpb {bpb:.4f}"
+        self.progress(
+            f"step {step}/{total:.0f}  loss {loss:.4f}{score}  {tokens_per_s:,.0f} tok/s  "
+            f"{duration(max(left_s, 0.0))} left",
+            is_last=step >= total,
+        )
+
     def progress(self, text: str, is_last: bool = False) -> None:
         """The live line; where there is no terminal, at most one line every few seconds, and the last."""
         if self._quiet:

@@ -19,6 +19,7 @@ from bench.host.machine import hardware_class
 from bench.host.peaks import declared_peak, mfu
 from bench.host.power import Energy
 from bench.host.provenance import Provenance
+from bench.proving.proof import Proof
 from bench.records import schema
 from bench.records.progress import RunProgress
 from bench.spec.plan import Plan
@@ -59,6 +60,8 @@ class Measured(NamedTuple):
     outcome: Outcome
     ledger: dict[str, float]
     memory: PeakMemory
+    proofs: list[Proof]
+    dispatches: dict[str, int]
     features: dict[str, float]
     warnings: list[str]
     events_tip: str
@@ -86,7 +89,8 @@ def assemble(measured: Measured) -> schema.Record:
         energy=_energy(measured, timing),
         scores=_scores(measured),
         curves=_curves(measured.progress),
-        proofs=[],
+        proofs=measured.proofs,
+        dispatches=measured.dispatches,
         features=measured.features,
         warnings=measured.warnings + _judge(measured, timing),
         events_sha256_tip=measured.events_tip,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ class RunProgress:
     bpbs: list[tuple[int, float]] = field(default_factory=list)
     num_events: int = 0
     carried_s: dict[str, float] = field(default_factory=dict)  # by ledger category, of earlier processes
+    carried_dispatches: dict[str, int] = field(default_factory=dict)  # of earlier processes
     num_resumes: int = 0
     diverged_at: int | None = None
 
@@ -29,10 +31,27 @@ class RunProgress:
         """Official seconds of earlier processes."""
         return self.carried_s.get("train", 0.0) + self.carried_s.get("data_wait", 0.0)
 
+    def add_steps(self, step: int, losses: list[float], official_s: float) -> float:
+        """Take in the steps up to `step`; returns the seconds that each took."""
+        before_s = self.logged[-1][1] if self.logged else 0.0
+        self.step = step
+        self.losses += losses
+        self.logged.append((step, official_s))
+        return (official_s - before_s) / len(losses)
+
+    def dispatches(self, of_this_process: Mapping[str, int]) -> dict[str, int]:
+        """How often each implementation ran in the whole run."""
+        return dict(Counter(self.carried_dispatches) + Counter(of_this_process))
+
 
 def read_progress(path: Path, state: RunState) -> RunProgress:
     """What the events up to a checkpoint say; that they lead to it is for `EventLog` to check."""
-    progress = RunProgress(step=state.step, carried_s=state.seconds, num_resumes=state.num_resumes + 1)
+    progress = RunProgress(
+        step=state.step,
+        carried_s=state.seconds,
+        carried_dispatches=state.dispatches,
+        num_resumes=state.num_resumes + 1,
+    )
     data = path.read_bytes() if path.is_file() else b""
     for event in read_events(data[: state.events_bytes], str(path)):
         progress.num_events += 1

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from bench.proving.proof import Proof
+
 SCHEMA = 1
 
 
@@ -173,7 +175,10 @@ class Record(Part, frozen=True, kw_only=True):
     energy: EnergyUsed
     scores: Scores
     curves: Curves
-    proofs: list[dict[str, Any]]
+    proofs: list[Proof]  # of every fused kernel of the plan, on this device
+    dispatches: dict[
+        str, int
+    ]  # by "op/implementation"; an op inside a compiled graph counts once for each place
     features: dict[str, float]  # activity counters
     warnings: list[str]
     events_sha256_tip: str

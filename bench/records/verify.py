@@ -9,6 +9,7 @@ import msgspec
 
 from bench.errors import RecipeError, VerificationFailed
 from bench.host.clock import CATEGORIES
+from bench.proving.proof import problems_of_proofs
 from bench.records.events import Event, read_events
 from bench.records.schema import SCHEMA, Record, encode, file_stem
 from bench.records.store import StoredRecord
@@ -16,6 +17,7 @@ from bench.spec.recipe import Recipe
 from bench.spec.submission import method_sha256
 from bench.spec.toml import faults
 from bench.spec.track import NamedTrack, on_track, scale_fields, seed_value
+from kernels.choices import REFERENCE
 
 LEDGER_TOLERANCE = 0.005
 
@@ -26,7 +28,7 @@ def verify(stored: StoredRecord, track: NamedTrack | None) -> list[str]:
     Args:
         track: the track as it is now, or None when it is gone.
     """
-    checks = (_canonical, _ledger, _times, _scores, _recipe, _events)
+    checks = (_canonical, _ledger, _times, _scores, _recipe, _kernels, _events)
     problems = [problem for check in checks for problem in check(stored)]
     return problems + list(_track(stored.record, track))
 
@@ -108,6 +110,20 @@ def _recipe(stored: StoredRecord) -> Iterator[str]:
         yield "recipe_sha256 is not the hash of the stored recipe"
     if (identity.recipe_title, identity.own_track) != (recipe.title, recipe.track):
         yield "title or track are not the stored recipe's"
+
+
+def _kernels(stored: StoredRecord) -> Iterator[str]:
+    """Every fused kernel was proved on the run's device with its libraries, and was the one that ran."""
+    record, facts = stored.record, stored.record.machine.facts
+    versions = facts.get("versions", {})
+    yield from problems_of_proofs(record.shape.kernels, record.proofs, facts.get("device_name", ""), versions)
+    for kernel in record.shape.kernels:
+        name = f"{kernel['op']}/{kernel['implementation']}"
+        if kernel["implementation"] != REFERENCE and not record.dispatches.get(name):
+            yield f"kernel {name} was chosen and never ran"
+    sources = {proof.sources_sha256 for proof in record.proofs}
+    if len(sources) > 1:
+        yield "its proofs are of different sources"
 
 
 def _events(stored: StoredRecord) -> Iterator[str]:

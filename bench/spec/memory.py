@@ -14,7 +14,8 @@ from model.flops import MLP_EXPANSION, parameters
 # graph (torch 2.13, CPU, d4: 47 in 4 layers).
 KEPT_WIDTHS_PER_LAYER = 12
 KEPT_WIDTHS_OUTSIDE = 4  # embedding, smear, backout, final norm
-ATTENTION_BLOCK = 256  # queries of a block; their probabilities are kept in the compute dtype
+ATTENTION_BLOCK = 256  # queries of a block
+ATTENTION_PAIR_BYTES = 10  # of a query and a key: logit and its gradient in float32, probability in bf16
 # What a process holds before the model exists: Python, torch, the compiler (CPU: measured 340 to 600 MB, the
 # larger after compiling), and a CUDA context with its workspaces.
 PROCESS_BYTES = {"cpu": 600 * 10**6, "mps": 500 * 10**6, "cuda": 1500 * 10**6}
@@ -68,28 +69,26 @@ def estimate_memory(
         weights_bytes=4 * total + cast,
         gradients_bytes=4 * total,
         optimizer_bytes=moments // world_size,
-        activations_bytes=tokens * activation_bytes_per_token(config, compute_bytes, device_kind),
+        activations_bytes=tokens * activation_bytes_per_token(config, compute_bytes)
+        + attention_bytes(config, sequences, device_kind),
         loss_bytes=chunk * (2 * compute_bytes + 4) + 2 * 4 * groups["lm_head"],
     )
 
 
-def activation_bytes_per_token(config: ModelConfig, compute_bytes: int, device_kind: str) -> int:
+def activation_bytes_per_token(config: ModelConfig, compute_bytes: int) -> int:
     """Bytes that the layers keep a token until the backward."""
     layer = (KEPT_WIDTHS_PER_LAYER + MLP_EXPANSION) * config.width
     widths = config.depth * layer + KEPT_WIDTHS_OUTSIDE * config.width
-    probabilities = sum(_kept_probabilities(config, window, device_kind) for window in config.window_sizes)
-    return (widths + probabilities) * compute_bytes
+    return widths * compute_bytes
 
 
-def _kept_probabilities(config: ModelConfig, window: int, device_kind: str) -> int:
-    """Attention probabilities kept a token: none by a flash kernel, by query blocks their keys'."""
-    T = config.sequence_length
-    if device_kind == "cuda" and window >= T:
+def attention_bytes(config: ModelConfig, sequences: int, device_kind: str) -> int:
+    """What one block of queries takes while it is worked on; a flash kernel takes nothing."""
+    if device_kind == "cuda":
         return 0
-    block = min(ATTENTION_BLOCK, T)
-    starts = range(0, T, block)
-    keys = sum(min(start + block, T) - max(0, start - window) for start in starts) / len(starts)
-    return round(config.num_heads * keys)
+    block = min(ATTENTION_BLOCK, config.sequence_length)
+    keys = min(max(config.window_sizes) + block, config.sequence_length)
+    return sequences * config.num_heads * block * keys * ATTENTION_PAIR_BYTES
 
 
 def fitting_sequences(config: ModelConfig, dtype: str, rows: int, machine: HasMemory, world_size: int) -> int:

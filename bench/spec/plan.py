@@ -12,7 +12,7 @@ from bench.spec.memory import MemoryEstimate, estimate_memory, fitting_sequences
 from bench.spec.recipe import AdamW, Recipe, Schedule
 from bench.spec.submission import Submission, sha256
 from bench.spec.track import NamedTrack, horizon_kind, on_track, scale_fields
-from kernels.choices import choose
+from kernels.choices import CUDA_ONLY, Choice, choose
 from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_layers, window_sizes
 from model.flops import flops_per_token, parameters, scaling_parameters
 from model.schedule import ScheduleConfig
@@ -232,7 +232,7 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         predicted_peak_bytes=memory.total_bytes,
         predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
-        kernels=[choice._asdict() for choice in _kernel_choices(config, machine)],
+        kernels=[choice._asdict() for choice in _kernel_choices(recipe, machine)],
         refusals=refusals + _refusals(recipe, iterations, memory, machine, track),
     )
 
@@ -270,8 +270,8 @@ def _rate_fields(rates: Rates, batch_tokens: int, tokens: int) -> dict[str, Any]
     }
 
 
-def _kernel_choices(config: ModelConfig, machine: PlanMachine) -> tuple[Any, ...]:
-    return choose(machine.device_kind, any(window < config.sequence_length for window in config.window_sizes))
+def _kernel_choices(recipe: Recipe, machine: PlanMachine) -> tuple[Choice, ...]:
+    return choose(machine.device_kind, msgspec.structs.asdict(recipe.kernels))
 
 
 def _rows_at_once(
@@ -324,6 +324,11 @@ def _refusals(
         refusals.append(
             f"track {track.name} is for a machine of class {needed}, this is {machine.machine_class}"
         )
+    refusals += [
+        f"kernels.{choice.op}: {choice.implementation} needs CUDA, this is {machine.device_kind}"
+        for choice in _kernel_choices(recipe, machine)
+        if choice.implementation in CUDA_ONLY and machine.device_kind != "cuda"
+    ]
     if iterations < 1 and recipe.horizon.seconds is None:  # a clock decides by itself how many steps fit
         refusals.append("the horizon is shorter than one step; lengthen it or lower batch.tokens")
     if memory.total_bytes > machine.device_memory_bytes:

@@ -88,6 +88,12 @@ class Muon(Table, frozen=True, kw_only=True):
     momentum_warmup_steps: Annotated[int, Meta(ge=0, le=10**6, description="steps")] = 400
     polar_steps: Annotated[int, Meta(ge=1, le=5, description="Polar Express iterations")] = 5
     polar_norm_scale: Annotated[Positive, Meta(description="safety factor on the Frobenius norm")] = 1.01
+    equilibrate: Annotated[
+        Literal["none", "row", "column"], Meta(description="MuonEq: what gets one norm before the polar step")
+    ] = "none"
+    renormalise: Annotated[
+        bool, Meta(description="Muon+: the Frobenius norm is restored to sqrt(min(rows, columns)) after it")
+    ] = False
     normuon_beta2: Annotated[Beta, Meta(description="NorMuon's averaging; 0 is off")] = 0.9
     weight_decay: Annotated[NonNegative, Meta(description="cautious weight decay at the reference")] = 0.28
     weight_decay_shape: Annotated[
@@ -159,6 +165,21 @@ class Precision(Table, frozen=True, kw_only=True):
     compute: Literal["float32", "bfloat16"] = "bfloat16"
 
 
+class Kernels(Table, frozen=True, kw_only=True):
+    """[kernels]: which implementation serves each op; "auto" is the plan's choice for the device."""
+
+    embedding: Literal["auto", "reference", "sorted", "triton"] = "auto"
+    mix_rms_norm: Literal["auto", "reference", "triton"] = "auto"
+    rotary_qk_norm: Literal["auto", "reference", "triton"] = "auto"
+    attention: Literal["auto", "reference", "blocked", "varlen", "triton"] = "auto"
+    relu_squared_mlp: Literal["auto", "reference", "keep-output", "triton"] = "auto"
+    linear_cross_entropy: Literal["auto", "reference", "chunked", "triton"] = "auto"
+    muon_direction: Literal["auto", "reference", "in-place", "triton"] = "auto"
+    polar_express: Literal["auto", "reference", "two-forms", "triton"] = "auto"
+    muon_update: Literal["auto", "reference", "in-place", "triton"] = "auto"
+    adamw: Literal["auto", "reference", "fused", "triton"] = "auto"
+
+
 class Compile(Table, frozen=True, kw_only=True):
     """[compile]: torch.compile of the trunk and of the loss's pass over the logits."""
 
@@ -208,6 +229,7 @@ class Recipe(Table, frozen=True, kw_only=True):
     horizon: Horizon = Horizon(param_data_ratio=12.0)
     batch: Batch = Batch()
     precision: Precision = Precision()
+    kernels: Kernels = Kernels()
     compile: Compile = Compile()
     data: Data = Data()
     eval: Eval = Eval()

@@ -173,6 +173,8 @@ LABELS = {
     "model.backout": "backout",
     "model.softcap": "softcap",
     "optimizer.muon.lr": "Muon LR",
+    "optimizer.muon.equilibrate": "MuonEq",
+    "optimizer.muon.renormalise": "Muon+",
     "optimizer.muon.normuon_beta2": "NorMuon",
     "optimizer.muon.weight_decay": "WD",
     "schedule.warmup_steps": "warmup",

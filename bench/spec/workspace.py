@@ -42,3 +42,8 @@ class Workspace(msgspec.Struct, frozen=True, kw_only=True):
     def compile_cache(self) -> Path:
         """What torch.compile keeps between runs."""
         return self.data / "compile"
+
+    @property
+    def proofs(self) -> Path:
+        """Proofs made on this machine."""
+        return self.data / "proofs"

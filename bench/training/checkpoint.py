@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,6 +33,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     events_tip: str
     seconds: dict[str, float]
     num_resumes: int
+    dispatches: dict[str, int] = {}
     tensors_sha256: str = ""
 
 
@@ -116,6 +118,8 @@ def _tensors(model: GPT, optimizer: MuonAdamW) -> dict[str, Tensor]:
         for i, param in enumerate(group["params"]):
             for key, value in optimizer.state.get(param, {}).items():
                 tensors[f"optimizer.{group['name']}.{i}.{key}"] = value
+        if "step" in group:
+            tensors[f"optimizer.{group['name']}.step"] = torch.tensor(group["step"])
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
@@ -129,6 +133,8 @@ def restore(tensors: Mapping[str, Tensor], model: GPT, optimizer: MuonAdamW) -> 
     for name, param in model.named_parameters():
         param.data.copy_(_take(rest, f"model.{name}", tuple(param.shape)))
     for group in optimizer.param_groups:
+        if "step" in group:
+            group["step"] = int(_take(rest, f"optimizer.{group['name']}.step", ()))
         for i, param in enumerate(group["params"]):
             prefix = f"optimizer.{group['name']}.{i}."
             state: dict[str, Any] = optimizer.state[param]

@@ -5,35 +5,24 @@ so that communication overlaps with arithmetic: start every reduction; as each a
 owns and start the gather of the result; wait for the gathers. AdamW shards a parameter by rows where they
 divide by the number of ranks and keeps it whole (all-reduced) where they do not; Muon shards its stack of
 matrices. On one rank every reduction and gather is absent and the rank owns everything: the same code.
+
+The parameters of a Muon group lie in one storage, one after the other, so that their stack is updated where
+it is; copying it together and apart again would read and write every parameter twice more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kernels.dispatch import Kernels
 from model.optimizers.adamw import adamw_step_
 from model.optimizers.muon import muon_step_, shape_lr_scale
 from model.schedule import StepScales
-
-
-class Pending(NamedTuple):
-    """A communication under way, and what to do when it is done."""
-
-    work: dist.Work | None
-    copy_from: list[Tensor]
-    copy_to: list[Tensor]
-
-    def finish(self) -> None:
-        """Wait, then copy the result where it belongs."""
-        if self.work is not None:
-            self.work.wait()
-        if self.copy_to:
-            torch._foreach_copy_(self.copy_to, self.copy_from)
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -41,9 +30,11 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Args:
         groups: dicts with "params", "name", "kind" ("muon" | "adamw"), "base_lr", "base_weight_decay" and
-            the constants of their kind ("betas", "eps" | "beta2", "polar_steps", "polar_norm_scale"). A Muon
-            group's parameters all have one shape.
+            the constants of their kind ("betas", "eps" | "beta2", "polar_steps", "polar_norm_scale",
+            "equilibrate", "renormalise"). A Muon group's parameters all have one shape; they are moved into
+            one storage. An AdamW group gets "step", the number of steps taken.
         polar_dtype: dtype of the polar iteration.
+        kernels: `muon_direction`, `polar_express`, `muon_update` and `adamw` are used.
         process_group: ranks that share the step, or None for one rank.
     """
 
@@ -51,28 +42,35 @@ class MuonAdamW(torch.optim.Optimizer):
         self,
         groups: Iterable[dict[str, Any]],
         polar_dtype: torch.dtype,
+        kernels: Kernels,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        # By "fused", `load_state_dict` brings AdamW's step counts to the device as float32: it needs them so.
-        super().__init__(groups, defaults={"fused": True})
+        super().__init__(groups, defaults={})
         self.polar_dtype = polar_dtype
+        self.kernels = kernels
         self.process_group = process_group
         self.world_size = process_group.size() if process_group is not None else 1
         self.rank = process_group.rank() if process_group is not None else 0
+        self._stacks: dict[Tensor, Tensor] = {}  # by a group's first parameter
+        for group in self.param_groups:
+            if group["kind"] == "muon":
+                self._stacks[group["params"][0]] = self._stack(group["params"])
+            else:
+                group["step"] = 0
 
     @torch.no_grad()
     def step(self, scales: StepScales) -> None:  # type: ignore[override]
         """One step in place with this step's multipliers and momentum; gradients are consumed."""
         groups = self.param_groups
         reduced = [self._reduce_muon(g) if g["kind"] == "muon" else self._reduce_adamw(g) for g in groups]
-        gathers: list[Pending] = []
+        gathers: list[dist.Work] = []
         for group, (slices, works) in zip(groups, reduced, strict=True):
             for work in works:
                 work.wait()
             step = self._step_muon if group["kind"] == "muon" else self._step_adamw
             gathers += step(group, slices, scales)
         for gather in gathers:
-            gather.finish()
+            gather.wait()
 
     def _sharded(self, param: Tensor) -> bool:
         """Whether AdamW shards this parameter by rows."""
@@ -90,20 +88,14 @@ class MuonAdamW(torch.optim.Optimizer):
             slices.append(grad)
         return slices, works
 
-    def _step_adamw(self, group: dict[str, Any], grads: list[Tensor], scales: StepScales) -> list[Pending]:
+    def _step_adamw(self, group: dict[str, Any], grads: list[Tensor], scales: StepScales) -> list[dist.Work]:
         self._average(grads)
         params = [self._own_rows(param) for param in group["params"]]
-        adamw_step_(
-            params,
-            grads,
-            [self.state[param] for param in group["params"]],
-            lr=group["base_lr"] * scales.learning_rate,
-            betas=group["betas"],
-            eps=group["eps"],
-            weight_decay=group["base_weight_decay"],
-        )
+        states = [self.state[param] for param in group["params"]]
+        lr = group["base_lr"] * scales.learning_rate
+        adamw_step_(params, grads, states, self.kernels, group, lr=lr)
         return [
-            Pending(self._start(dist.all_gather_into_tensor, param.data, own.clone()), [], [])
+            self._start(dist.all_gather_into_tensor, param.data, own.clone())
             for param, own in zip(group["params"], params, strict=True)
             if self._sharded(param)
         ]
@@ -123,33 +115,39 @@ class MuonAdamW(torch.optim.Optimizer):
         own = torch.empty((per_rank, *grads[0].shape), dtype=grads[0].dtype, device=grads[0].device)
         return [own], [self._start(dist.reduce_scatter_tensor, own, torch.stack(grads + padding))]
 
-    def _step_muon(self, group: dict[str, Any], grads: list[Tensor], scales: StepScales) -> list[Pending]:
+    def _stack(self, params: list[Tensor]) -> Tensor:
+        """Move the parameters into one storage, padded to equal shares of the ranks: [S, M, P]."""
+        padded = -(-len(params) // self.world_size) * self.world_size
+        stack_SMP = params[0].data.new_zeros((padded, *params[0].shape))
+        for param, place in zip(params, stack_SMP, strict=False):
+            place.copy_(param.data)
+            param.data = place
+        return stack_SMP
+
+    def _step_muon(self, group: dict[str, Any], grads: list[Tensor], scales: StepScales) -> list[dist.Work]:
         self._average(grads)
-        params, stacked_grads = group["params"], grads[0]
-        per_rank = stacked_grads.shape[0]
-        own = params[self.rank * per_rank : (self.rank + 1) * per_rank]
-        updated = torch.zeros_like(stacked_grads)
-        if own:
-            stacked = updated[: len(own)]
-            torch.stack([param.data for param in own], out=stacked)
+        params = group["params"]
+        stack_SMP = self._stacks[params[0]]
+        for param, place in zip(params, stack_SMP, strict=False):
+            assert param.data_ptr() == place.data_ptr(), f"a parameter of {group['name']} was moved elsewhere"
+        per_rank = len(stack_SMP) // self.world_size
+        own_SMP = stack_SMP[self.rank * per_rank : (self.rank + 1) * per_rank]
+        num_own = min(max(len(params) - self.rank * per_rank, 0), per_rank)
+        if num_own:
             muon_step_(
-                stacked,
-                stacked_grads[: len(own)],
+                own_SMP[:num_own],
+                grads[0][:num_own],
                 self.state[params[0]],
+                self.kernels,
                 lr=group["base_lr"] * scales.learning_rate * shape_lr_scale(*params[0].shape),
                 momentum=scales.momentum,
-                beta2=group["beta2"],
                 weight_decay=group["base_weight_decay"] * scales.weight_decay,
-                polar_steps=group["polar_steps"],
-                polar_norm_scale=group["polar_norm_scale"],
                 polar_dtype=self.polar_dtype,
+                constants=group,
             )
-        targets = [param.data for param in params]
         if self.world_size == 1:
-            return [Pending(None, list(updated.unbind(0)), targets)]
-        gathered = updated.new_empty((per_rank * self.world_size, *updated.shape[1:]))
-        work = self._start(dist.all_gather_into_tensor, gathered, updated)
-        return [Pending(work, list(gathered[: len(params)].unbind(0)), targets)]
+            return []
+        return [self._start(dist.all_gather_into_tensor, stack_SMP, own_SMP.clone())]
 
     def _start(self, collective: Any, *tensors: Tensor) -> dist.Work:
         work: dist.Work = collective(*tensors, group=self.process_group, async_op=True)

@@ -28,6 +28,8 @@ class MuonConstants(msgspec.Struct, frozen=True, kw_only=True):
     beta2: float
     polar_steps: int
     polar_norm_scale: float
+    equilibrate: str = "none"  # MuonEq before the polar step: "none", "row" or "column"
+    renormalise: bool = False  # Muon+ after it
 
 
 def param_groups(
@@ -76,4 +78,6 @@ def _muon_group(params: list[nn.Parameter], constants: MuonConstants) -> dict[st
         "beta2": constants.beta2,
         "polar_steps": constants.polar_steps,
         "polar_norm_scale": constants.polar_norm_scale,
+        "equilibrate": constants.equilibrate,
+        "renormalise": constants.renormalise,
     }

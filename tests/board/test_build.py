@@ -106,6 +106,7 @@ def test_what_a_row_says() -> None:
         "n/a",
         "0.88",
         "24.5",
+        "1",
         "Example CPU, 2 cores",
     ]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.errors import VerificationFailed
 from bench.evaluation.probes import check_frozen, probe, weights_sha256
 from model.gpt import GPT, build
-from tests.model.configs import BLOCKED, CPU, VARIANTS, scrambled
+from tests.model.configs import CPU, FUSED, VARIANTS, scrambled
 
 SEEDS = range(5)
 
@@ -22,7 +22,7 @@ SEEDS = range(5)
 def test_honest_models_pass(name: str, dtype: torch.dtype) -> None:
     for model in (
         scrambled(VARIANTS[name], dtype),
-        build(VARIANTS[name], dtype, BLOCKED, CPU, seed=3),  # not trained at all: logits of 1e-2
+        build(VARIANTS[name], dtype, FUSED, CPU, seed=3),  # not trained at all: logits of 1e-2
     ):
         result = probe(model, CPU, seed=1)
         assert result.causality_max_change == 0.0  # measured on the CPU: rows of one shape, equal arithmetic

@@ -4,81 +4,67 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
+from typing import get_args, get_type_hints
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.spec.recipe import Kernels as KernelTable
 from kernels import reference
-from kernels.choices import CHUNK_ELEMENTS, Choice, choose, rows_per_chunk
-from kernels.dispatch import Kernels, bind, full_or_blocked_attention
+from kernels.choices import ALWAYS, CHUNK_ELEMENTS, IMPLEMENTATIONS, REFERENCE, Choice, choose, rows_per_chunk
+from kernels.dispatch import Kernels, bind, implementation
 
 DEVICES = ("cuda", "mps", "cpu")
-REFERENCES = {
-    "embedding": reference.embedding,
-    "attention": reference.sliding_window_attention,
-    "relu_squared": reference.relu_squared,
-    "linear_cross_entropy": reference.linear_cross_entropy,
-}
+EVERY = [(op, name) for op, names in IMPLEMENTATIONS.items() for name in names]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("windowed", [False, True])
-def test_every_op_has_one_choice_and_a_reason(device: str, windowed: bool) -> None:
-    choices = choose(device, windowed)
+def test_every_op_has_one_choice_and_a_reason(device: str) -> None:
+    choices = choose(device)
     assert sorted(choice.op for choice in choices) == sorted(Kernels._fields)
     for choice in choices:
-        assert choice.implementation
+        assert choice.implementation in IMPLEMENTATIONS[choice.op]
         assert len(choice.reason.split()) >= 3
 
 
-def all_choices() -> list[tuple[Choice, ...]]:
-    return [choose(device, windowed) for device in DEVICES for windowed in (False, True)]
+def test_the_recipe_may_name_every_implementation_of_every_op() -> None:
+    hints = get_type_hints(KernelTable)
+    assert sorted(hints) == sorted(ALWAYS)
+    for op, hint in hints.items():
+        assert get_args(hint) == ("auto", *IMPLEMENTATIONS[op])
 
 
-@pytest.mark.parametrize("choices", all_choices())
-def test_what_is_bound_takes_what_the_reference_takes(choices: tuple[Choice, ...]) -> None:
-    kernels = bind(choices, compiled=False)
-    for op, function in kernels._asdict().items():
-        actual, expected = (
-            inspect.signature(function).parameters,
-            inspect.signature(REFERENCES[op]).parameters,
-        )
-        shared = [name for name in expected if name != "ignore_index"]  # -1, as the data has it
-        assert list(actual)[: len(shared)] == shared
-        assert all(actual[name].default == expected[name].default for name in shared)
-        assert all(p.default is not p.empty for name, p in actual.items() if name not in shared)
+@pytest.mark.parametrize("op", ALWAYS)
+def test_what_the_recipe_names_is_chosen(op: str) -> None:
+    for name in IMPLEMENTATIONS[op]:
+        chosen = {choice.op: choice.implementation for choice in choose("cuda", {op: name})}
+        others = {choice.op: choice.implementation for choice in choose("cuda", {op: "auto"})}
+        assert chosen == others | {op: name}
 
 
-@pytest.mark.parametrize("choices", all_choices())
-@pytest.mark.parametrize("window", [3, 11, 12, 99])
-def test_what_is_bound_computes_what_the_reference_computes(choices: tuple[Choice, ...], window: int) -> None:
-    torch.manual_seed(0)
-    kernels = bind(choices, compiled=False)
-    table, tokens, targets = torch.randn(9, 4), torch.randint(0, 9, (2, 12)), torch.randint(-1, 9, (24,))
-    q, (k, v) = torch.randn(2, 12, 4, 8), torch.randn(2, 2, 12, 2, 8)
-    arguments = {
-        "embedding": (table, tokens, torch.float32),
-        "attention": (q, k, v, window),
-        "relu_squared": (q,),
-        "linear_cross_entropy": (torch.randn(24, 4), table, targets, 15.0, "sum"),
-    }
-    for op, function in kernels._asdict().items():
-        torch.testing.assert_close(function(*arguments[op]), REFERENCES[op](*arguments[op]))
+@pytest.mark.parametrize(("op", "name"), EVERY)
+def test_an_implementation_takes_what_its_reference_takes(op: str, name: str) -> None:
+    actual = inspect.signature(implementation(op, name)).parameters
+    expected = inspect.signature(implementation(op, REFERENCE)).parameters
+    assert list(actual)[: len(expected)] == list(expected)
+    for parameter, wanted in expected.items():
+        assert (actual[parameter].default, actual[parameter].kind) == (wanted.default, wanted.kind)
+    assert all(
+        actual[extra].default is not inspect.Parameter.empty for extra in list(actual)[len(expected) :]
+    )
 
 
-def test_a_choice_is_kept() -> None:
-    bound = {
-        name: bind((Choice("attention", name, "a test"),), compiled=False).attention
-        for name in ("sdpa", "blocked")
-    }
-    assert bound["sdpa"] is full_or_blocked_attention
-    assert bound["blocked"] is not full_or_blocked_attention
-    for compiled in (False, True):
-        loss = bind(choose("cpu", True), compiled=compiled).linear_cross_entropy
-        assert isinstance(loss, partial)
-        assert loss.keywords == {"compiled": compiled}
+def test_nothing_chosen_is_the_reference() -> None:
+    assert bind((), compiled=False).linear_cross_entropy is reference.linear_cross_entropy
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_choice_is_kept(compiled: bool) -> None:
+    kernels = bind((Choice("linear_cross_entropy", "chunked", "a test"),), compiled=compiled)
+    assert kernels.attention is reference.sliding_window_attention
+    assert isinstance(kernels.linear_cross_entropy, partial)
+    assert kernels.linear_cross_entropy.keywords == {"compiled": compiled}
 
 
 @given(vocab=st.integers(1, 2**19))

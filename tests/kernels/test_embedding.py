@@ -1,66 +1,117 @@
-"""Table look-up: rows in the compute dtype, and a float32 gradient that sums a row's uses, bit for bit."""
+"""The table look-up beyond its properties: refusals, torch's contracts, every dtype of table."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import reference
-from kernels.embedding import _embedding, _embedding_gradient, embedding
+from kernels.counting import dispatches
+from kernels.dispatch import implementation
+from kernels.embedding import _embedding, embedding, sum_rows
 
+Embedding = Callable[..., Tensor]
+TOKENS = torch.tensor([[1, 1, 4], [0, 1, 2]])
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def gradient(function, weight: Tensor, tokens: Tensor, dtype: torch.dtype, upstream: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    weight = weight.detach().requires_grad_()
-    return torch.autograd.grad(function(weight, tokens, dtype), weight, upstream)[0]
+@pytest.fixture(params=["sorted", "triton"])
+def fused(request: pytest.FixtureRequest) -> Embedding:
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    return implementation("embedding", request.param)
 
 
-@given(
-    seed=st.integers(0, 10**6),
-    table=st.tuples(st.integers(1, 9), st.integers(1, 5)),
-    shape=st.tuples(st.integers(0, 4), st.integers(0, 6)),
-    dtype=st.sampled_from(DTYPES),
-)
-def test_rows_and_their_gradient(
-    seed: int, table: tuple[int, int], shape: tuple[int, int], dtype: torch.dtype
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(table, generator=generator)
-    tokens = torch.randint(0, table[0], shape, generator=generator)
-    upstream = torch.randn(*shape, table[1], generator=generator).to(dtype)
-    assert torch.equal(embedding(weight, tokens, dtype), reference.embedding(weight, tokens, dtype))
-    grad = gradient(embedding, weight, tokens, dtype, upstream)
-    expected = torch.zeros(table, dtype=torch.float64)
-    for token, row in zip(tokens.flatten().tolist(), upstream.double().flatten(0, 1), strict=True):
-        expected[token] += row
-    assert grad.dtype == torch.float32
-    torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=1e-5)
+def table(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_gradient_has_the_same_bits_every_time(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    weight, tokens = torch.randn(50, 64), torch.randint(0, 50, (16, 256))
-    upstream = torch.randn(16, 256, 64).to(dtype)
-    first = gradient(embedding, weight, tokens, dtype, upstream)
-    for _ in range(5):
-        assert torch.equal(gradient(embedding, weight, tokens, dtype, upstream), first)
+BAD: dict[str, tuple[type[Exception], str, Callable[[Tensor], tuple[Any, ...]]]] = {
+    "a table of integers": (TypeError, "weight_VD: dtype int64", lambda w: (w.long(), TOKENS, torch.float32)),
+    "a vector for a table": (ValueError, "weight_VD: shape", lambda w: (w[0], TOKENS, torch.float32)),
+    "tokens that are no ids": (
+        TypeError,
+        "tokens_BT: dtype float32",
+        lambda w: (w, TOKENS.float(), torch.float32),
+    ),
+    "two devices": (ValueError, "tokens_BT: on meta", lambda w: (w, TOKENS.to("meta"), torch.float32)),
+    "an integer output": (TypeError, "dtype: torch.int64", lambda w: (w, TOKENS, torch.int64)),
+    "an id past the table": (
+        RuntimeError,
+        r"tokens_BT: an id outside \[0, 4\)",
+        lambda w: (w[:4], TOKENS, torch.float32),
+    ),
+    "a negative id": (
+        RuntimeError,
+        r"tokens_BT: an id outside \[0, 5\)",
+        lambda w: (w, TOKENS - 1, torch.float32),
+    ),
+}
 
 
-def test_an_expanded_upstream_gradient_is_read_right() -> None:
-    weight, tokens = torch.randn(5, 3), torch.tensor([[1, 1, 4], [0, 1, 2]])
-    upstream = torch.tensor([1.0, 2.0, 4.0])
-    actual = gradient(embedding, weight, tokens, torch.float32, upstream.expand(2, 3, 3))
-    counts = torch.tensor([1.0, 3.0, 1.0, 0.0, 1.0])
-    assert torch.equal(actual, counts[:, None] * upstream)
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments_are_named(case: str, fused: Embedding) -> None:
+    error, said, arguments = BAD[case]
+    with pytest.raises(error, match=said):
+        fused(*arguments(table()))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0), (), (2, 1, 3)])
+def test_ids_have_any_shape(shape: tuple[int, ...], fused: Embedding) -> None:
+    weight = table().requires_grad_()
+    rows = fused(weight, torch.full(shape, 4), torch.bfloat16)
+    assert rows.shape == (*shape, 3)
+    (grad,) = torch.autograd.grad(rows.sum(), weight)
+    assert grad[4].tolist() == [torch.Size(shape).numel()] * 3
+    assert not grad[:4].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_gradient_has_the_tables_dtype(dtype: torch.dtype) -> None:
+    weight = table(dtype).requires_grad_()
+    rows = embedding(weight, TOKENS, torch.float32)
+    assert torch.autograd.grad(rows.sum(), weight)[0].dtype == dtype
+
+
+def test_gradients_are_the_derivatives() -> None:
+    weight = table(torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda weight: embedding(weight, TOKENS, torch.float64), weight)
+
+
+def test_each_call_is_counted(fused: Embedding, request: pytest.FixtureRequest) -> None:
+    name = f"embedding/{request.node.callspec.params['fused']}"
+    before = dispatches().get(name, 0)
+    fused(table(), TOKENS, torch.float32)
+    assert dispatches()[name] == before + 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ops_keep_torchs_contract(dtype: torch.dtype) -> None:
-    weight, tokens = torch.randn(5, 3), torch.tensor([[1, 1, 4], [0, 1, 2]])
-    torch.library.opcheck(_embedding, (weight.requires_grad_(), tokens, dtype))
-    torch.library.opcheck(_embedding_gradient, (torch.randn(2, 3, 3).to(dtype), tokens, 5))
+    torch.library.opcheck(_embedding, (table().requires_grad_(), TOKENS, dtype))
+    expanded = torch.ones((), dtype=dtype).expand(2, 3, 3)
+    for upstream in (torch.randn(2, 3, 3).to(dtype), expanded):
+        torch.library.opcheck(sum_rows, (upstream, TOKENS, 5, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kernels_keep_torchs_contract(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    from kernels.triton_ops.embedding import _embedding, _gradient
+
+    torch.library.opcheck(_embedding, (table().requires_grad_(), TOKENS, dtype))
+    expanded = torch.ones((), dtype=dtype).expand(2, 3, 3)
+    torch.library.opcheck(_gradient, (expanded, TOKENS, 5, torch.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
+def test_it_compiles_whole(fused: Embedding) -> None:
+    weight = table().requires_grad_()
+    compiled = torch.compile(fused, fullgraph=True)
+    actual, expected = (function(weight, TOKENS, torch.bfloat16) for function in (compiled, fused))
+    assert torch.equal(actual, expected)
+    grads = [torch.autograd.grad(rows.float().square().sum(), weight)[0] for rows in (actual, expected)]
+    assert torch.equal(*grads)

@@ -1,126 +1,220 @@
-"""Blocked causal attention: equal to the dense mask, whatever the window, block, groups and strides."""
+"""Attention beyond its properties: refusals, torch's contracts, what the backward keeps, torch's kernel."""
 
 from __future__ import annotations
 
-import math
+import inspect
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import varlen
 
 from kernels import reference
-from kernels.dispatch import full_or_blocked_attention
-from kernels.sliding_window_attention import sliding_window_attention
-from tests.kernels.bounds import assert_close_as_eager, largest
+from kernels import sliding_window_attention as module
+from kernels.counting import dispatches
+from kernels.dispatch import implementation
+from kernels.sliding_window_attention import sliding_window_attention, varlen_attention
 
-IMPLEMENTATIONS = (
-    sliding_window_attention,
-    partial(sliding_window_attention, block=4),
-    full_or_blocked_attention,
-)
+Attention = Callable[..., Tensor]
 
 
 def heads(
-    seed: int, tokens: int, num_heads: int, num_kv_heads: int, dtype: torch.dtype = torch.float64
+    tokens: int = 9, dtype: torch.dtype = torch.float32, num_heads: int = 4, head_dim: int = 8
 ) -> list[Tensor]:
-    """q, k, v of two rows and head dimension 6, and an upstream gradient."""
-    generator = torch.Generator().manual_seed(seed)
-    counts = (num_heads, num_kv_heads, num_kv_heads, num_heads)
+    """q, k, v of two rows, two query heads to a key head."""
+    generator = torch.Generator().manual_seed(0)
+    counts = (num_heads, num_heads // 2, num_heads // 2)
     return [
-        torch.randn(2, tokens, count, 6, generator=generator, dtype=torch.float64).to(dtype)
-        for count in counts
+        torch.randn(2, tokens, n, head_dim, generator=generator, dtype=torch.float64).to(dtype)
+        for n in counts
     ]
 
 
-def outputs(function, q: Tensor, k: Tensor, v: Tensor, upstream: Tensor, window: int) -> list[Tensor]:  # type: ignore[no-untyped-def]
-    """The output and the three gradients."""
-    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-    y = function(q, k, v, window)
-    return [y.detach(), *torch.autograd.grad(y, (q, k, v), upstream)]
+@pytest.fixture(params=["blocked", "triton"])
+def fused(request: pytest.FixtureRequest) -> Attention:
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    return implementation("attention", request.param)
 
 
-@given(
-    seed=st.integers(0, 10**6),
-    tokens=st.integers(1, 21),
-    window=st.sampled_from([0, 1, 5, 9, 20, 21, 1000]),
-    block=st.sampled_from([1, 3, 5, 8, 64]),
-    groups=st.sampled_from([(4, 4), (4, 2), (3, 1), (1, 1)]),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
-)
-def test_output_and_gradients_are_as_close_to_float64_as_eager(
-    seed: int, tokens: int, window: int, block: int, groups: tuple[int, int], dtype: torch.dtype
-) -> None:
-    inputs = heads(seed, tokens, *groups, dtype=dtype)
-    eager = outputs(reference.sliding_window_attention, *inputs, window)
-    oracle = outputs(reference.sliding_window_attention, *(x.double() for x in inputs), window)
-    # The softmax's backward subtracts two sums of upstream times value; eager's are equal for one key.
-    product = 1.0 if dtype == torch.bfloat16 else math.prod(map(largest, inputs))
-    scale = max(product, *map(largest, oracle))
-    for function in (partial(sliding_window_attention, block=block), full_or_blocked_attention):
-        for actual, baseline, exact in zip(outputs(function, *inputs, window), eager, oracle, strict=True):
-            assert_close_as_eager(actual, baseline, exact, factor=2, ulps=2, scale=scale)
+def run(function: Attention, inputs: list[Tensor], window: int) -> list[Tensor]:
+    """The output and the gradients for an upstream gradient of ones, expanded."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    y = function(*leaves, window)
+    return [y.detach(), *torch.autograd.grad(y.sum(), leaves)]
+
+
+BAD: dict[str, tuple[type[Exception], str, Callable[..., tuple[Any, ...]]]] = {
+    "integers": (TypeError, "q_BTHK: dtype int64", lambda q, k, v: (q.long(), k, v, 1)),
+    "three dimensions": (ValueError, "q_BTHK: shape", lambda q, k, v: (q[0], k, v, 1)),
+    "no tokens": (ValueError, "q_BTHK: no tokens", lambda q, k, v: (q[:, :0], k[:, :0], v[:, :0], 1)),
+    "fewer keys": (ValueError, "k_BTGK: shape", lambda q, k, v: (q, k[:, 1:], v, 1)),
+    "other values": (ValueError, "v_BTGK: shape", lambda q, k, v: (q, k, v[..., :4], 1)),
+    "heads that do not divide": (ValueError, "k_BTGK: 2 heads", lambda q, k, v: (q[:, :, :3], k, v, 1)),
+    "two dtypes": (TypeError, "v_BTGK: dtype", lambda q, k, v: (q, k, v.bfloat16(), 1)),
+    "two devices": (ValueError, "k_BTGK: on meta", lambda q, k, v: (q, k.to("meta"), v, 1)),
+    "a negative window": (ValueError, "window: -1", lambda q, k, v: (q, k, v, -1)),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments_are_named(case: str, fused: Attention) -> None:
+    error, said, arguments = BAD[case]
+    with pytest.raises(error, match=said):
+        fused(*arguments(*heads()))
+
+
+def test_blocks_have_queries() -> None:
+    with pytest.raises(ValueError, match="block: 0"):
+        sliding_window_attention(*heads(), 1, block=0)
+
+
+def test_the_kernels_name_what_they_cannot_take() -> None:
+    pytest.importorskip("triton")
+    triton = implementation("attention", "triton")
+    with pytest.raises(TypeError, match="q_BTHK: dtype float64"):
+        triton(*heads(dtype=torch.float64), 1)
+    with pytest.raises(ValueError, match="q_BTHK: head dimension above 128"):
+        triton(*heads(head_dim=136), 1)
 
 
 @pytest.mark.parametrize("window", [0, 3, 11, 12])
 def test_gradients_are_the_derivatives(window: int) -> None:
-    q, k, v, _ = heads(0, 12, 2, 1)
-    inputs = [x[:1, :, :, :3].requires_grad_() for x in (q, k, v)]
+    inputs = [x[:1, :, :, :3].requires_grad_() for x in heads(12, torch.float64, 2)]
     assert torch.autograd.gradcheck(
         lambda q, k, v: sliding_window_attention(q, k, v, window, block=5), inputs
     )
 
 
-@pytest.mark.parametrize("function", IMPLEMENTATIONS)
-@pytest.mark.parametrize("window", [0, 3, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_keys_out_of_sight_change_no_bit(function, window: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, _ = heads(0, 14, 2, 1, dtype)
-    before = function(q, k, v, window)
-    for query in range(14):
-        unseen = torch.ones(14, dtype=torch.bool)
-        unseen[max(0, query - window) : query + 1] = False
-        noise = torch.where(unseen[:, None, None], 50.0, 0.0).to(dtype)
-        assert torch.equal(function(q, k + noise, v - noise, window)[:, query], before[:, query])
-
-
-@pytest.mark.parametrize("window", [0, 3, 100])
-def test_every_key_in_sight_counts(window: int) -> None:
-    q, k, v, _ = heads(0, 14, 2, 1)
-    before = sliding_window_attention(q, k, v, window, block=4)
-    for key in range(14):
-        other = v.clone()
-        other[:, key] += 1.0
-        moved = (sliding_window_attention(q, k, other, window, block=4) != before).flatten(2).any(2).any(0)
-        assert moved.tolist() == [key <= query <= key + window for query in range(14)]
-
-
 @pytest.mark.parametrize("window", [0, 4, 100])
 def test_the_block_changes_nothing(window: int) -> None:
-    inputs = heads(0, 17, 4, 2)
-    expected = outputs(sliding_window_attention, *inputs, window)
+    inputs = heads(17, torch.float64)
+    expected = run(reference.sliding_window_attention, inputs, window)
     for block in (1, 2, 5, 16, 17, 18):
-        for x, y in zip(
-            outputs(partial(sliding_window_attention, block=block), *inputs, window), expected, strict=True
-        ):
+        actual = run(partial(sliding_window_attention, block=block), inputs, window)
+        for x, y in zip(actual, expected, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("window", [2, 100])
-@pytest.mark.parametrize("function", IMPLEMENTATIONS)
-def test_strides_do_not_matter(function, window: int) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, _ = heads(0, 9, 2, 2)
-    packed = torch.cat((q, k, v), dim=-1)
-    views = packed.split(6, dim=-1)
-    one = torch.tensor(1.0, dtype=torch.float64).expand(q.shape)
-    expected = outputs(function, q, k, v, one.contiguous(), window)
-    for x, y in zip(outputs(function, *views, one, window), expected, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
+def test_no_rows_give_no_rows(fused: Attention) -> None:
+    actual = run(fused, [x[:0] for x in heads()], 3)
+    assert [x.shape for x in actual] == [x[:0].shape for x in (heads()[0], *heads())]
 
 
-def test_equal_values_are_their_own_mean() -> None:
-    q, k, v, _ = heads(0, 9, 2, 2)
-    constant = v[:, :1].expand(v.shape)
-    torch.testing.assert_close(sliding_window_attention(q, k, constant, 3, block=4), constant)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_every_time(fused: Attention, dtype: torch.dtype) -> None:
+    first, second = (run(fused, heads(dtype=dtype), 4) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_only_inputs_output_and_a_number_a_row_live_until_the_backward(fused: Attention) -> None:
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    inputs = [x.requires_grad_() for x in heads(64)]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = fused(*inputs, 64)
+    rows = 4 * y.numel() // y.shape[-1]
+    assert sum(kept) <= sum(x.nbytes for x in (*inputs, y)) + rows
+
+
+def test_each_call_is_counted(fused: Attention, request: pytest.FixtureRequest) -> None:
+    name = f"attention/{request.node.callspec.params['fused']}"
+    before = dispatches().get(name, 0)
+    fused(*heads(), 3)
+    assert dispatches()[name] == before + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ops_keep_torchs_contract(dtype: torch.dtype) -> None:
+    q, k, v = (x.requires_grad_() for x in heads(dtype=dtype))
+    torch.library.opcheck(module._attention, (q, k, v, 3, 4))
+    y = module._attention(q, k, v, 3, 4).detach()
+    grad = torch.ones((), dtype=dtype).expand(y.shape)
+    torch.library.opcheck(module._gradients, (grad, y, q.detach(), k.detach(), v.detach(), 3, 4))
+
+
+def test_the_kernels_keep_torchs_contract() -> None:
+    pytest.importorskip("triton")
+    from kernels.triton_ops import sliding_window_attention as kernels
+
+    q, k, v = (x.requires_grad_() for x in heads(5, num_heads=2))
+    torch.library.opcheck(kernels._attention, (q, k, v, 3))
+    q, k, v = (x.detach() for x in (q, k, v))
+    y, normaliser = kernels._attention(q, k, v, 3)
+    grad = torch.ones(()).expand(y.shape)
+    torch.library.opcheck(kernels._gradients, (grad, q, k, v, y, normaliser, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
+def test_it_compiles_whole(fused: Attention) -> None:
+    compiled = torch.compile(fused, fullgraph=True)
+    for x, y in zip(run(compiled, heads(), 4), run(fused, heads(), 4), strict=True):
+        assert torch.equal(x, y)
+
+
+# torch's kernel needs CUDA: here its interface, and what is done around it.
+HALF = torch.bfloat16
+
+
+def test_varlen_runs_where_its_kernel_does() -> None:
+    with pytest.raises(RuntimeError, match="q_BTHK: on cpu"):
+        varlen_attention(*heads(dtype=HALF), 3)
+    with pytest.raises(TypeError, match="q_BTHK: dtype float32, expected bfloat16, float16"):
+        varlen_attention(*heads(), 3)
+    with pytest.raises(ValueError, match="q_BTHK: head dimension"):
+        varlen_attention(*heads(dtype=HALF, head_dim=12), 3)
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_varlen_gets_each_row_as_a_sequence(monkeypatch: pytest.MonkeyPatch, by_token: bool) -> None:
+    signature = inspect.signature(varlen.varlen_attn)
+
+    def attend(*arguments: Any, **options: Any) -> Tensor:
+        given = signature.bind(*arguments, **options).arguments  # as torch's function would take them
+        assert not arguments
+        starts = given["cu_seq_q"].tolist()
+        assert given["cu_seq_k"].tolist() == starts == [0, 9, 18]
+        assert given["max_q"] == given["max_k"] == 9
+        left, right = given["window_size"]
+        assert right == 0
+        tensors = [given[name] for name in ("query", "key", "value")]
+        assert all(x.stride(-1) == 1 and x.shape == tensors[0].shape for x in tensors)
+        rows = [
+            reference.sliding_window_attention(*(x[None, a:b] for x in tensors), left)
+            for a, b in pairwise(starts)
+        ]
+        return torch.cat(rows, 1)[0]
+
+    monkeypatch.setattr(varlen, "varlen_attn", attend)
+    q, k, v = heads(dtype=HALF)
+    if by_token:
+        q, k, v = (x.permute(1, 3, 0, 2).contiguous().permute(2, 0, 3, 1) for x in (q, k, v))
+    expanded = [x.repeat_interleave(2, dim=2) for x in (k, v)]
+    expected = reference.sliding_window_attention(q, k, v, 3)
+    assert torch.equal(module._windowed(q, *expanded, 3), expected)
+
+
+def test_full_attention_is_the_reference_of_a_window_past_the_row() -> None:
+    q, k, v = heads(dtype=torch.float64)
+    k, v = (x.repeat_interleave(2, dim=2) for x in (k, v))
+    expected = reference.sliding_window_attention(q, k, v, 100)
+    torch.testing.assert_close(module._full(q, k, v), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_row_starts_are_made_once_and_fit_for_training() -> None:
+    module._cached_row_starts.cache_clear()
+    with torch.inference_mode():  # an evaluation may be first to ask
+        starts = module._cached_row_starts(3, 5, torch.device("cpu"))
+    assert starts.tolist() == [0, 5, 10, 15]
+    assert starts.dtype == torch.int32
+    assert not starts.is_inference()
+    assert module._cached_row_starts(3, 5, torch.device("cpu")) is starts

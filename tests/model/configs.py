@@ -8,7 +8,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from kernels import reference
 from kernels.choices import choose
 from kernels.dispatch import Kernels, bind
 from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_layers, window_sizes
@@ -28,13 +27,8 @@ INIT = InitConfig(
     x0_lambda_last=0.05,
 )
 CPU = torch.device("cpu")
-BLOCKED = bind(choose("cpu", True), compiled=False)
-EAGER = Kernels(
-    embedding=reference.embedding,
-    attention=reference.sliding_window_attention,
-    relu_squared=reference.relu_squared,
-    linear_cross_entropy=reference.linear_cross_entropy,
-)
+FUSED = bind(choose("cpu"), compiled=False)
+EAGER = bind((), compiled=False)
 
 
 def small_config(**changes: Any) -> ModelConfig:
@@ -72,7 +66,7 @@ VARIANTS = {
 }
 
 
-def scrambled(config: ModelConfig, dtype: torch.dtype = torch.float32, kernels: Kernels = BLOCKED) -> GPT:
+def scrambled(config: ModelConfig, dtype: torch.dtype = torch.float32, kernels: Kernels = FUSED) -> GPT:
     """A model in which every parameter matters: none is zero, gates and lambdas are not neutral."""
     model = build(config, dtype, kernels, CPU, seed=0)
     generator = torch.Generator().manual_seed(1)

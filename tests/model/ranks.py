@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from kernels.choices import choose
+from kernels.dispatch import bind
 from model.optimizers.combined import MuonAdamW
 from model.schedule import StepScales
 
@@ -19,6 +21,14 @@ WORLD_SIZES = (2, 3)
 # by none, 4 by two only, and a vector is never sharded.
 MUON_SHAPES = [[(6, 6)] * 5, [(4, 8)], [(8, 4)] * 3]
 ADAMW_SHAPES = [[(6, 3), (7, 3)], [(4, 5), (5,)]]
+MUON_CONSTANTS = {
+    "beta2": 0.9,
+    "polar_steps": 5,
+    "polar_norm_scale": 1.01,
+    "equilibrate": "none",
+    "renormalise": False,
+}
+KERNELS = bind(choose("cpu"), compiled=False)
 
 
 def parameters() -> list[list[nn.Parameter]]:
@@ -30,13 +40,13 @@ def parameters() -> list[list[nn.Parameter]]:
 
 def optimizer(params: list[list[nn.Parameter]], process_group: Any = None) -> MuonAdamW:
     """Over these parameters, every term large enough to count: without eps a sum passes for a mean."""
-    muon = {"kind": "muon", "base_lr": 0.02, "base_weight_decay": 0.3, "beta2": 0.9, "polar_steps": 5}
+    muon = {"kind": "muon", "base_lr": 0.02, "base_weight_decay": 0.3, **MUON_CONSTANTS}
     adamw = {"kind": "adamw", "base_lr": 0.01, "base_weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 0.1}
     groups: list[dict[str, Any]] = []
     for i, group in enumerate(params):
-        kind = {**muon, "polar_norm_scale": 1.01} if i < len(MUON_SHAPES) else adamw
+        kind = muon if i < len(MUON_SHAPES) else adamw
         groups.append({"params": group, "name": f"group {i}", **kind})
-    return MuonAdamW(groups, torch.float32, process_group)
+    return MuonAdamW(groups, torch.float32, KERNELS, process_group)
 
 
 def gradients(step: int, rank: int) -> list[list[torch.Tensor]]:

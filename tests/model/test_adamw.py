@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench.proving.bounds import largest
+from kernels.choices import choose
+from kernels.dispatch import bind
 from model.optimizers.adamw import adamw_step_
-from tests.kernels.bounds import largest
 
-CONSTANTS = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.1}
+CONSTANTS: dict[str, Any] = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.1}
+KERNELS = bind(choose("cpu"), compiled=False)
+
+
+def group(**changes: Any) -> dict[str, Any]:
+    """An AdamW group before its first step."""
+    constants = CONSTANTS | changes
+    return {
+        "betas": constants["betas"],
+        "eps": constants["eps"],
+        "base_weight_decay": constants["weight_decay"],
+        "step": 0,
+    }
 
 
 @given(
@@ -25,31 +41,30 @@ def test_it_is_torchs_adamw(seed: int, steps: int, dtype: torch.dtype, weight_de
     ours = [torch.randn(shape, generator=generator, dtype=dtype) for shape in ((3, 4), (5,), (1,))]
     theirs = [torch.nn.Parameter(param.clone()) for param in ours]
     constants = {**CONSTANTS, "weight_decay": weight_decay}
-    optimizer = torch.optim.AdamW(theirs, **constants, foreach=False, fused=False)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(theirs, **constants, foreach=False, fused=False)
     states: list[dict[str, Tensor]] = [{}, {}, {}]
+    constants_of_group = group(weight_decay=weight_decay)
     for _ in range(steps):
         grads = [torch.randn(param.shape, generator=generator, dtype=dtype) for param in ours]
         for param, grad in zip(theirs, grads, strict=True):
             param.grad = grad.clone()
         optimizer.step()
-        adamw_step_(ours, grads, states, **constants)  # type: ignore[arg-type]
+        adamw_step_(ours, grads, states, KERNELS, constants_of_group, lr=0.02)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(
             a, b.detach(), rtol=20 * torch.finfo(dtype).eps, atol=20 * torch.finfo(dtype).eps
         )
-    assert {state["step"].item() for state in states} == {float(steps)}
+    assert constants_of_group["step"] == steps
 
 
 @pytest.mark.parametrize("beta2", [0.95, 0.995])
 def test_averages_of_a_constant_gradient_reach_it(beta2: float) -> None:
     """bf16 moments do not: there the average of squares stops at 0.61 of its limit."""
     param, state = torch.zeros(3), {}  # type: tuple[Tensor, dict[str, Tensor]]
-    gradient = torch.tensor([1.0, -0.5, 3.0])
+    gradient, constants = torch.tensor([1.0, -0.5, 3.0]), group(betas=(0.8, beta2), weight_decay=0.0)
     for _ in range(4000):
         before = param.clone()
-        adamw_step_(
-            [param], [gradient.clone()], [state], lr=0.01, betas=(0.8, beta2), eps=1e-10, weight_decay=0.0
-        )
+        adamw_step_([param], [gradient.clone()], [state], KERNELS, constants, lr=0.01)
     torch.testing.assert_close(state["exp_avg"], gradient)
     torch.testing.assert_close(state["exp_avg_sq"], gradient.square(), rtol=1e-4, atol=0.0)
     torch.testing.assert_close(param - before, -0.01 * gradient.sign(), rtol=1e-3, atol=0.0)
@@ -57,18 +72,27 @@ def test_averages_of_a_constant_gradient_reach_it(beta2: float) -> None:
 
 def test_without_gradients_only_the_decay_moves_a_parameter() -> None:
     param, start, state = torch.ones(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64), {}  # type: ignore[var-annotated]
+    constants = group()
     for _ in range(7):
-        adamw_step_([param], [torch.zeros(4, dtype=torch.float64)], [state], **CONSTANTS)  # type: ignore[arg-type]
+        adamw_step_([param], [torch.zeros(4, dtype=torch.float64)], [state], KERNELS, constants, lr=0.02)
     torch.testing.assert_close(param, start * (1 - 0.02 * 0.1) ** 7)
 
 
 def test_it_is_odd() -> None:
     torch.manual_seed(0)
     param = torch.randn(5)
-    mirrored, states = -param, [{}, {}]  # type: ignore[var-annotated]
+    mirrored, states, groups = -param, [{}, {}], [group(), group()]  # type: ignore[var-annotated]
     for _ in range(3):
         grad = torch.randn(5)
-        adamw_step_([param], [grad.clone()], states[:1], **CONSTANTS)  # type: ignore[arg-type]
-        adamw_step_([mirrored], [-grad], states[1:], **CONSTANTS)  # type: ignore[arg-type]
+        adamw_step_([param], [grad.clone()], states[:1], KERNELS, groups[0], lr=0.02)
+        adamw_step_([mirrored], [-grad], states[1:], KERNELS, groups[1], lr=0.02)
     assert torch.equal(param, -mirrored)
     assert largest(param) > 0
+
+
+def test_moments_of_bf16_parameters_are_float32() -> None:
+    param, state = torch.ones(3, dtype=torch.bfloat16), {}  # type: tuple[Tensor, dict[str, Tensor]]
+    adamw_step_([param], [torch.ones(3, dtype=torch.bfloat16)], [state], KERNELS, group(), lr=0.02)
+    assert {value.dtype for value in state.values()} == {torch.float32}
+    assert param.dtype == torch.bfloat16
+    assert (param < 1).all()

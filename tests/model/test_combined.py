@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from tests.kernels.bounds import largest
+from bench.proving.bounds import largest
 from tests.model import ranks
 
 
@@ -68,9 +68,9 @@ def test_a_tall_matrix_moves_further_than_its_transpose() -> None:
     wide = nn.Parameter(tall.mT.contiguous())
     moved = nn.Parameter(tall.clone())
     moved.grad, wide.grad = grad.clone(), grad.mT.contiguous()
-    muon = {"kind": "muon", "base_lr": 0.1, "base_weight_decay": 0.0, "beta2": 0.9, "polar_steps": 5}
-    groups = [{"params": [p], "name": "", "polar_norm_scale": 1.01, **muon} for p in (moved, wide)]
-    ranks.MuonAdamW(groups, torch.float32).step(ranks.scales(0))
+    muon = {"kind": "muon", "base_lr": 0.1, "base_weight_decay": 0.0, **ranks.MUON_CONSTANTS}
+    groups = [{"params": [p], "name": "", **muon} for p in (moved, wide)]
+    ranks.MuonAdamW(groups, torch.float32, ranks.KERNELS).step(ranks.scales(0))
     torch.testing.assert_close(
         moved.detach() - tall, (wide.detach().mT - tall) * 2**0.5, rtol=1e-4, atol=1e-5
     )
@@ -108,18 +108,22 @@ def test_a_run_continues_from_its_state_bit_by_bit(where: str, tmp_path: Path) -
     assert not torch.equal(without[0][0], copied[0][0])
 
 
-def test_loaded_step_counts_are_what_the_fused_step_takes() -> None:
-    """float32 on the parameter's device, wherever the checkpoint was read to."""
-    _, ours = alone(1)
-    state = copy.deepcopy(ours.state_dict())
-    for entry in state["state"].values():
-        if "step" in entry:
-            entry["step"] = entry["step"].double()
-    _, resumed = alone(0)
-    resumed.load_state_dict(state)
-    steps = [entry["step"] for entry in resumed.state.values() if "step" in entry]
-    assert len(steps) == 4
-    assert {(step.dtype, step.item()) for step in steps} == {(torch.float32, 1.0)}
+def test_a_groups_parameters_are_updated_where_they_lie() -> None:
+    params, ours = alone(1)
+    for group in params[: len(ranks.MUON_SHAPES)]:
+        size = group[0].numel()
+        places = [param.data_ptr() - group[0].data_ptr() for param in group]
+        assert places == [4 * size * i for i in range(len(group))]
+    params[0][1].data = params[0][1].data.clone()
+    ranks.give(params, ranks.gradients(1, 0))
+    with pytest.raises(AssertionError, match="a parameter of group 0 was moved elsewhere"):
+        ours.step(ranks.scales(1))
+
+
+def test_steps_are_counted_once_a_group() -> None:
+    _, ours = alone(3)
+    counts = [group.get("step") for group in ours.param_groups]
+    assert counts == [None] * len(ranks.MUON_SHAPES) + [3] * len(ranks.ADAMW_SHAPES)
 
 
 def test_the_scales_reach_every_group() -> None:

@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.gpt import GPT, build, init_weights
 from tests.kernels.bounds import largest
 from tests.model import reference_gpt
-from tests.model.configs import BLOCKED, CPU, EAGER, VARIANTS, batch, scrambled, small_config
+from tests.model.configs import CPU, EAGER, FUSED, VARIANTS, batch, scrambled, small_config
 
 variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 
@@ -95,7 +95,7 @@ def test_logits_are_those_of_the_loss(config: ModelConfig) -> None:
 def test_init_writes_every_number(config: ModelConfig, dtype: torch.dtype) -> None:
     """Under `to_empty` what is not written is whatever the memory held; here it held NaN."""
     with torch.device("meta"):
-        model = GPT(config, dtype, BLOCKED)
+        model = GPT(config, dtype, FUSED)
     model.to_empty(device=CPU)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert {"cos", "sin"} <= set(tensors)
@@ -106,7 +106,7 @@ def test_init_writes_every_number(config: ModelConfig, dtype: torch.dtype) -> No
     for name, tensor in tensors.items():
         assert not tensor.isnan().any(), name
     assert not {"cos", "sin"} & set(model.state_dict())
-    built = build(config, dtype, BLOCKED, CPU, seed=0)
+    built = build(config, dtype, FUSED, CPU, seed=0)
     for name, tensor in {**dict(built.named_parameters()), **dict(built.named_buffers())}.items():
         assert torch.equal(tensor, tensors[name]), name
         assert tensor.dtype == (torch.float32 if isinstance(tensor, torch.nn.Parameter) else dtype)
@@ -114,7 +114,7 @@ def test_init_writes_every_number(config: ModelConfig, dtype: torch.dtype) -> No
 
 def test_the_seed_is_the_weights() -> None:
     config = small_config()
-    one, same, other = (build(config, torch.float32, BLOCKED, CPU, seed) for seed in (7, 7, 8))
+    one, same, other = (build(config, torch.float32, FUSED, CPU, seed) for seed in (7, 7, 8))
     for (name, a), b, c in zip(one.named_parameters(), same.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b), name
         constant = a.ndim == 1 or "c_proj" in name
@@ -124,8 +124,8 @@ def test_the_seed_is_the_weights() -> None:
 def test_the_same_function_of_position_whatever_the_build() -> None:
     """Built straight on the CPU, the rotary tables are those of the meta build."""
     config = small_config()
-    direct = GPT(config, torch.float32, BLOCKED)
-    built = build(config, torch.float32, BLOCKED, CPU, seed=0)
+    direct = GPT(config, torch.float32, FUSED)
+    built = build(config, torch.float32, FUSED, CPU, seed=0)
     assert torch.equal(direct.cos, built.cos)
     assert torch.equal(direct.sin, built.sin)
     torch.testing.assert_close(built.cos.square() + built.sin.square(), torch.ones_like(built.cos))
@@ -135,7 +135,7 @@ def test_the_same_function_of_position_whatever_the_build() -> None:
 
 def test_init_has_the_stated_distributions() -> None:
     config = small_config(width=256, head_dim=64, vocab_size=2048, vocab_padded=2048)
-    model = build(config, torch.float32, BLOCKED, CPU, seed=3)
+    model = build(config, torch.float32, FUSED, CPU, seed=3)
     init, std = config.init, 256**-0.5
 
     def holds(tensor: Tensor, mean: float, deviation: float, bound: float) -> None:
@@ -173,6 +173,6 @@ def test_init_has_the_stated_distributions() -> None:
 @variants
 def test_a_fresh_model_knows_nothing(config: ModelConfig) -> None:
     """Both projections start at zero and the head near it: the first loss is log V."""
-    model = build(config, torch.float32, BLOCKED, CPU, seed=0)
+    model = build(config, torch.float32, FUSED, CPU, seed=0)
     loss, _ = loss_and_gradients(model, *batch(config))
     assert loss.item() == pytest.approx(math.log(config.vocab_size), abs=1e-3)

@@ -38,6 +38,7 @@ def test_every_parameter_is_in_one_group(config: ModelConfig) -> None:
     for group in muon:
         assert len({param.shape for param in group["params"]}) == 1
         assert (group["base_lr"], group["base_weight_decay"]) == (MUON.lr, MUON.weight_decay)
+        assert (group["equilibrate"], group["renormalise"]) == ("none", False)
     for group in groups:
         if group["kind"] == "adamw":
             given = ADAMW[group["name"]]
@@ -57,7 +58,7 @@ def test_a_parameter_without_a_group_is_an_error() -> None:
 def test_steps_lower_the_loss(config: ModelConfig, dtype: torch.dtype) -> None:
     """Twenty steps on one batch, as training takes them."""
     model = scrambled(config, dtype)
-    optimizer = MuonAdamW(param_groups(model, ADAMW, MUON), dtype)
+    optimizer = MuonAdamW(param_groups(model, ADAMW, MUON), dtype, model.kernels)
     tokens, targets = batch(config)
     losses = []
     for _ in range(20):

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 from bench.host.clock import CATEGORIES
+from bench.proving.proof import LEAST_EXAMPLES, Proof
+from bench.proving.proof import SCHEMA as PROOF_SCHEMA
 from bench.records.events import GENESIS, chained
 from bench.records.schema import (
     Curves,
@@ -30,6 +32,15 @@ from bench.spec.track import NamedTrack, load_track, scale_fields, seed_value
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = [8.3 - 0.05 * step for step in range(64)]
+KERNEL = ("relu_squared_mlp", "keep-output")
+FACTS = {
+    "device_kind": "cpu",
+    "device_name": "Example CPU",
+    "cpu_model": "Example CPU",
+    "cpu_cores": 2,
+    "device_count": 1,
+    "versions": {"torch": "2.13.0"},
+}
 LEDGER = dict.fromkeys(CATEGORIES, 0.0) | {
     "import": 2.0,
     "compile": 8.0,
@@ -87,7 +98,7 @@ def sample(
         identity=_identity(recipe_name, recipe, track, seed_index, seed),
         machine=Machine(
             machine_class="cpu",
-            facts={"device_kind": "cpu", "cpu_model": "Example CPU", "cpu_cores": 2, "device_count": 1},
+            facts=FACTS,
             settings={"threads": "2"},
             load_average=0.1,
             num_competing_processes=0,
@@ -107,13 +118,30 @@ def sample(
             bpb_steps=[] if bpb is None else [64],
             bpbs=[] if bpb is None else [bpb],
         ),
-        proofs=[],
+        proofs=[sample_proof()],
+        dispatches={"/".join(KERNEL): 4},
         features={},
         warnings=warnings or [],
         events_sha256_tip=tip,
         num_events=num_events,
     )
     return decode(encode(record)), events
+
+
+def sample_proof() -> Proof:
+    """A proof of the sample records' one fused kernel."""
+    return Proof(
+        schema=PROOF_SCHEMA,
+        op=KERNEL[0],
+        implementation=KERNEL[1],
+        sources_sha256="7" * 64,
+        device_name="Example CPU",
+        dtypes=("float32", "bfloat16"),
+        versions={"torch": "2.13.0"},
+        num_examples=LEAST_EXAMPLES,
+        seed=0,
+        worst_error_ratios={"value_and_gradient": 0.4, "never_negative": 0.0},
+    )
 
 
 def _identity(name: str, recipe: Recipe, track: NamedTrack, seed_index: int, seed: int) -> Identity:
@@ -174,7 +202,10 @@ def _shape(steps: int) -> Shape:
         param_data_ratio=0.06,
         compute_dtype="bfloat16",
         compiled=True,
-        kernels=[{"op": "relu_squared", "implementation": "keep-output", "reason": "smaller"}],
+        kernels=[
+            {"op": "mix_rms_norm", "implementation": "reference", "reason": "left to the compiler"},
+            {"op": KERNEL[0], "implementation": KERNEL[1], "reason": "smaller"},
+        ],
     )
 
 

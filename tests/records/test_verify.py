@@ -15,8 +15,18 @@ from bench.records.schema import Record, encode
 from bench.records.store import StoredRecord, read
 from bench.records.verify import require_valid, verify
 from bench.spec.track import NamedTrack
-from tests.records.sample import LEDGER, LOSSES, changed, event_log, quick_track, sample, stored
+from tests.records.sample import (
+    LEDGER,
+    LOSSES,
+    changed,
+    event_log,
+    quick_track,
+    sample,
+    sample_proof,
+    stored,
+)
 
+OTHER_PROOF = msgspec.structs.replace(sample_proof(), op="adamw", sources_sha256="8" * 64)
 # A dotted field, a lie, and what must be said of it.
 LIES: list[tuple[str, Any, str]] = [
     ("schema", 2, "schema 2"),
@@ -44,6 +54,11 @@ LIES: list[tuple[str, Any, str]] = [
     ("curves.losses", [*LOSSES[:-1], 1.0], "loss curve is not the event log's"),
     ("curves.losses", [*LOSSES[:-1], None], "not finite"),
     ("curves.bpbs", [2.4], "bits per byte are not the event log's"),
+    ("proofs", [], "no proof of kernel relu_squared_mlp/keep-output"),
+    ("proofs", [msgspec.structs.replace(sample_proof(), device_name="Other CPU")], "made on Other CPU"),
+    ("proofs", [sample_proof(), OTHER_PROOF], "proofs are of different sources"),
+    ("dispatches", {"relu_squared_mlp/keep-output": 0}, "was chosen and never ran"),
+    ("dispatches", {"relu_squared_mlp/triton": 4}, "was chosen and never ran"),
     ("events_sha256_tip", "0" * 64, "not the one the record was made from"),
     ("num_events", 3, "not the one the record was made from"),
     ("identity.seed", 1, "seed 1 is not seed 0"),

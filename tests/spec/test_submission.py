@@ -232,11 +232,14 @@ def another(field: str, value: object) -> object:
         "data.dataset": "stdlib",
         "model.kv_group": 2,
         "optimizer.muon.polar_steps": 4,
+        "optimizer.muon.equilibrate": "row",
         "batch.tokens": 2**20,
         "batch.device_sequences": 8,
     }
     if field in words:
         return words[field]
+    if field.startswith("kernels."):
+        return "reference"
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

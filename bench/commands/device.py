@@ -1,0 +1,80 @@
+"""Commands that train: run, perf."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bench.commands.shared import before_torch, emit, planned, workspace
+from bench.errors import Diverged
+from bench.spec.workspace import Workspace
+
+
+def run(options: argparse.Namespace) -> None:
+    """`bench run`."""
+    from bench.host.clock import Ledger
+
+    ledger = Ledger.start()
+    submission, track, made, facts, sentence = planned(options, own_by_default=False)
+    from bench.host.console import Console
+
+    console = Console(quiet=options.json)
+    console.line(f"{submission.name} on {track.name}" + (f" ({sentence})" if sentence else ""))
+    if made.track_fields and submission.recipe.track != track.name:
+        console.line(f"{track.track.says} {track.track.says_not}")
+    space = workspace(options)
+    before_torch(options)
+    with ledger.span("import"):
+        from bench.run import RunRequest
+        from bench.run import run as conduct
+    request = RunRequest(
+        submission=submission,
+        track=track,
+        plan=made,
+        facts=facts,
+        workspace=space,
+        seed_index=options.seed,
+        resume=options.resume,
+        environment=dict(options.environment),
+        image_digest=options.environment.get("SPEEDRUN_IMAGE_DIGEST", ""),
+        notes=[sentence] if sentence else [],
+    )
+    try:
+        path = conduct(request, ledger, console)
+    except Diverged:  # its record is written and belongs on the board
+        from bench.board.build import write_board
+
+        write_board(space)
+        raise
+    finish(path, space, made, options.json)
+
+
+def finish(path: Path, space: Workspace, made: Any, as_json: bool) -> None:
+    """Remember the rate, rebuild the board, print the summary."""
+    from bench.board.build import write_board
+    from bench.board.summary import summary
+    from bench.host.planning import rate_key, remember_rate
+    from bench.records.store import read
+
+    record = read(path).record
+    key = rate_key(made.machine.device_name, record.shape.compute_dtype, record.shape.depth)
+    flops_per_s = record.timing.tokens_per_s_median * record.shape.flops_per_token
+    remember_rate(space.data / "rates.json", key, flops_per_s)
+    write_board(space)
+    if as_json:
+        emit({"record": str(path), "scores": record.scores, "timing": record.timing, "memory": record.memory})
+    else:
+        print(summary(record, path.relative_to(space.root), space.board.relative_to(space.root)))
+
+
+def perf(options: argparse.Namespace) -> None:
+    """`bench perf`."""
+    before_torch(options)
+    from bench.perf import measure, perf_table
+
+    figures = measure(workspace(options), options.steps)
+    if options.json:
+        emit(figures)
+    else:
+        print(perf_table(figures))

@@ -1,0 +1,78 @@
+"""Commands about recipes: check, show, diff, plan."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench.commands.shared import emit, planned
+from bench.errors import RecipeError
+
+
+def check(options: argparse.Namespace) -> int:
+    """`bench check`."""
+    from bench.spec.submission import load, short_name
+
+    failures = []
+    for path in options.recipes or sorted((options.root / "submissions").glob("*.toml")):
+        try:
+            submission = load(path, options.root / "submissions")
+        except RecipeError as error:
+            failures.append(error)
+            continue
+        if not options.json:
+            print(f"{submission.name}: ok, {short_name(submission.recipe)}")
+    if options.json:
+        emit([{"message": one.message, "problems": one.problems, "hint": one.hint} for one in failures])
+    for failure in failures:
+        print("\n".join(failure.lines()), file=sys.stderr)
+    return RecipeError.exit_code if failures else 0
+
+
+def show(options: argparse.Namespace) -> None:
+    """`bench show`."""
+    from bench.spec.submission import flatten, load, method
+
+    submission = load(options.recipe, options.root / "submissions")
+    if options.json:
+        emit({"name": submission.name, "sha256": submission.sha256, "recipe": submission.recipe})
+        return
+    print(f"# {submission.name}: {submission.recipe.title}\n# sha256 {submission.sha256}")
+    for key, value in flatten(method(submission.recipe)).items():
+        if value is not None:
+            print(f"{key} = {_toml(value)}")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+        return f'"{escaped}"'
+    return "none" if value is None else repr(value)
+
+
+def diff(options: argparse.Namespace) -> None:
+    """`bench diff`."""
+    from bench.spec.submission import differences, load, short_name
+
+    a, b = (load(path, options.root / "submissions") for path in (options.a, options.b))
+    changes = differences(a.recipe, b.recipe)
+    if options.json:
+        emit({"short_name": short_name(b.recipe, a.recipe), "changes": changes})
+        return
+    print(f"{b.name} = {a.name} with {short_name(b.recipe, a.recipe)}" if changes else "the same method")
+    width = max((len(field) for field, _, _ in changes), default=0)
+    for field, before, after in changes:
+        print(f"  {field:<{width}}  {_toml(before)} -> {_toml(after)}")
+
+
+def plan(options: argparse.Namespace) -> None:
+    """`bench plan`."""
+    from bench.spec.plan_table import plan_table
+
+    made = planned(options, own_by_default=True).plan
+    if options.json:
+        emit(made)
+    else:
+        print(plan_table(made))

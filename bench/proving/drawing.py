@@ -1,0 +1,108 @@
+"""Tensors for properties: drawn by hypothesis, laid out as awkwardly as callers may, fenced by NaN.
+
+Every tensor lies inside a larger storage filled with NaN (a sentinel for integers): a kernel that reads past
+its argument shows it in the result, also in the interpreter, which checks no bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+SCALES = (1e-4, 1.0, 1e4)
+LAYOUTS = ("contiguous", "padded", "transposed")
+# Sizes at which masks and loops go wrong: 1, primes, powers of two and their neighbours.
+SIZES = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 64, 65)
+FENCE = 64  # elements on either side
+INTEGER_FENCE = 2**30 + 7
+
+
+def sizes(largest: int) -> st.SearchStrategy[int]:
+    """Sizes up to `largest`, the awkward ones more often."""
+    return st.sampled_from([size for size in SIZES if size <= largest]) | st.integers(1, largest)
+
+
+def draw_generator(data: Any) -> torch.Generator:
+    """A generator with a drawn seed; numbers are drawn on the CPU, so every device meets the same ones."""
+    return torch.Generator().manual_seed(data.draw(st.integers(0, 2**31 - 1), label="seed"))
+
+
+def draw_tensor(
+    data: Any,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    scales: Sequence[float] = SCALES,
+    layouts: Sequence[str] = LAYOUTS,
+    contents: Sequence[str] = ("normal", "normal", "normal", "zeros", "repeated"),
+) -> Tensor:
+    """A normal tensor of a drawn scale, or zeros, or equal rows; fenced, in a drawn layout."""
+    generator = draw_generator(data)
+    scale = data.draw(st.sampled_from(scales), label="scale")
+    content = data.draw(st.sampled_from(contents), label="content")
+    values = torch.randn(tuple(shape), generator=generator, dtype=torch.float64) * scale
+    if content == "zeros":
+        values = torch.zeros_like(values)
+    elif content == "repeated" and len(shape) > 1:
+        values = values[:1].expand(tuple(shape))
+    return fenced(values.to(dtype), device, data.draw(st.sampled_from(layouts), label="layout"))
+
+
+def fenced(values: Tensor, device: torch.device, layout: str = "contiguous") -> Tensor:
+    """The values in a storage fenced by NaN.
+
+    Args:
+        layout: "padded" leaves NaN between rows, "transposed" swaps the strides of the last two dimensions.
+    """
+    shape = list(values.shape)
+    if layout == "transposed" and len(shape) > 1:
+        return fenced(values.mT.contiguous(), device).mT
+    pad = 5 if layout == "padded" and shape else 0
+    rows = values.numel() // shape[-1] if shape and shape[-1] else 0
+    width = (shape[-1] if shape else 1) + pad
+    length = max(rows * width, values.numel())
+    fence = float("nan") if values.is_floating_point() else INTEGER_FENCE
+    storage = torch.full((length + 2 * FENCE,), fence, dtype=values.dtype, device=device)
+    strides = [1] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        strides[i] = strides[i + 1] * (shape[i + 1] + (pad if i + 1 == len(shape) - 1 else 0))
+    view = storage.as_strided(shape, strides, FENCE)
+    view.copy_(values)
+    return view
+
+
+def draw_upstream(data: Any, like: Tensor) -> Tensor:
+    """An upstream gradient: numbers of its own, or one number expanded with stride 0, as `.sum()` gives."""
+    generator = draw_generator(data)
+    if data.draw(st.booleans(), label="expanded upstream"):
+        return (
+            torch.randn((), generator=generator, dtype=torch.float64)
+            .to(like.dtype)
+            .to(like.device)
+            .expand(like.shape)
+        )
+    values = torch.randn(tuple(like.shape), generator=generator, dtype=torch.float64).to(like.dtype)
+    return fenced(values, like.device, data.draw(st.sampled_from(LAYOUTS), label="upstream layout"))
+
+
+def gradients(
+    outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], upstreams: Sequence[Tensor]
+) -> list[Tensor]:
+    """The gradients of every input for these upstream gradients, one for each output."""
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    return list(
+        torch.autograd.grad(
+            outputs, list(inputs), [each.to(out.dtype) for each, out in zip(upstreams, outputs, strict=True)]
+        )
+    )
+
+
+def leaf(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The same numbers and strides as a leaf that wants a gradient; in float64 as a plain copy."""
+    tensor = tensor.detach() if dtype in (None, tensor.dtype) else tensor.detach().to(dtype)
+    return tensor.requires_grad_()

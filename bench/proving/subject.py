@@ -1,0 +1,32 @@
+"""What is being proved: one implementation of one op on one device, beside its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from kernels.dispatch import implementation
+
+# The dtypes a property draws inputs from. float64 is where algebra can be told from rounding; Triton kernels
+# compute in float32 and are not written for it.
+TORCH_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+TRITON_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Subject(NamedTuple):
+    """`function` and `reference` have one signature (kernels/reference.py)."""
+
+    op: str
+    implementation: str
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    device: torch.device
+    dtypes: tuple[torch.dtype, ...]
+
+
+def subject(op: str, name: str, device: torch.device) -> Subject:
+    """The implementation `name` of `op`, to be proved on `device`."""
+    dtypes = TRITON_DTYPES if name == "triton" else TORCH_DTYPES
+    return Subject(op, name, implementation(op, name), implementation(op, "reference"), device, dtypes)

@@ -1,0 +1,130 @@
+"""What the Muon step does before and after the polar step, with few passes and few temporaries.
+
+All that Muon+ and NorMuon compute follows from one number a neuron, the sum of squares of its update; so the
+update is read twice, once for those sums and once to be applied. It is applied to a few matrices at a time:
+what lies between its elementary steps then stays in the cache.
+
+Shapes: S stacked matrices of M x P; a neuron is a row where M >= P, else a column (`reference.neuron_dim`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.arguments import require, require_device, require_dtype, require_shape
+from kernels.counting import ran
+from kernels.reference import SMALLEST_NORM, SMALLEST_SECOND_MOMENT, accumulation_dtype, neuron_dim
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16)
+MASTERS = (torch.float64, torch.float32)
+EQUILIBRATE = {"none": None, "row": -1, "column": -2}  # the dimension along which norms are taken
+# 1 MB of float32 for each of the two temporaries: half of the second-level cache of a core.
+CHUNK_ELEMENTS = 2**18
+
+
+def require_direction(
+    grads_SMP: Tensor, momentum_SMP: Tensor, equilibrate: str, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    """Raise TypeError or ValueError unless these are arguments of `muon_direction_`."""
+    require_dtype("grads_SMP", grads_SMP, dtypes)
+    require_shape("grads_SMP", grads_SMP, (None, None, None))
+    require_dtype("momentum_SMP", momentum_SMP, (grads_SMP.dtype,))
+    require_shape("momentum_SMP", momentum_SMP, grads_SMP.shape)
+    require_device("momentum_SMP", momentum_SMP, grads_SMP)
+    require(equilibrate in EQUILIBRATE, "equilibrate", f"{equilibrate!r}, expected {', '.join(EQUILIBRATE)}")
+
+
+def muon_direction_(
+    grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str = "none"
+) -> Tensor:
+    """Nesterov momentum, then MuonEq; `momentum_SMP` is updated. Reference: `reference.muon_direction_`."""
+    require_direction(grads_SMP, momentum_SMP, equilibrate, FLOATS)
+    ran("muon_direction", "in-place")
+    momentum_SMP.lerp_(grads_SMP, 1.0 - momentum)
+    direction_SMP = grads_SMP.lerp(momentum_SMP, momentum)
+    dim = EQUILIBRATE[equilibrate]
+    if dim is None:
+        return direction_SMP
+    dtype = accumulation_dtype(direction_SMP)
+    norms = torch.linalg.vector_norm(direction_SMP, dim=dim, keepdim=True, dtype=dtype)
+    target_S11 = norms.square().mean((-2, -1), keepdim=True).sqrt()
+    # One chunk's product in float32 at a time, rounded once.
+    for chunk, scale in _chunks(direction_SMP, target_S11 / norms.clamp_min_(SMALLEST_NORM)):
+        torch.mul(chunk, scale, out=chunk) if chunk.dtype == dtype else chunk.copy_(chunk * scale)
+    return direction_SMP
+
+
+def require_update(
+    params_SMP: Tensor,
+    update_SMP: Tensor,
+    second_moment: Tensor | None,
+    masters: tuple[torch.dtype, ...],
+    dtypes: tuple[torch.dtype, ...],
+) -> None:
+    """Raise TypeError or ValueError unless these are arguments of `muon_update_`."""
+    require_dtype("params_SMP", params_SMP, masters)
+    require_shape("params_SMP", params_SMP, (None, None, None))
+    require_dtype("update_SMP", update_SMP, dtypes)
+    require_shape("update_SMP", update_SMP, params_SMP.shape)
+    require_device("update_SMP", update_SMP, params_SMP)
+    if second_moment is not None:
+        require_dtype("second_moment", second_moment, (params_SMP.dtype,))
+        averaged = list(params_SMP.shape)
+        averaged[neuron_dim(params_SMP)] = 1
+        require_shape("second_moment", second_moment, averaged)
+        require_device("second_moment", second_moment, params_SMP)
+
+
+def muon_update_(
+    params_SMP: Tensor,
+    update_SMP: Tensor,
+    second_moment: Tensor | None,
+    *,
+    lr: float,
+    weight_decay: float,
+    beta2: float,
+    renormalise: bool = False,
+) -> None:
+    """Muon+, NorMuon, cautious decay and the update, in place. Reference: `reference.muon_update_`.
+
+    Parameters and second moment are float32 (or float64), the update of any type.
+    """
+    require_update(params_SMP, update_SMP, second_moment, MASTERS, FLOATS)
+    ran("muon_update", "in-place")
+    factor = neuron_factor_(params_SMP, update_SMP, second_moment, beta2, renormalise)
+    for params, update, *factors in _chunks(params_SMP, update_SMP, *([] if factor is None else [factor])):
+        update = update.to(params.dtype)
+        update = update * factors[0] if factors else update
+        if weight_decay:
+            agree = (update * params).ge_(0.0)  # of the update's type: a bool would cost a conversion
+            params.addcmul_(params, agree, value=-lr * weight_decay)
+        params.add_(update, alpha=-lr)
+
+
+def neuron_factor_(
+    params_SMP: Tensor, update_SMP: Tensor, second_moment: Tensor | None, beta2: float, renormalise: bool
+) -> Tensor | None:
+    """What each neuron's update is multiplied by, shaped like the second moment; that is updated."""
+    if second_moment is None and not renormalise:
+        return None
+    dim = neuron_dim(update_SMP)
+    squares = torch.linalg.vector_norm(update_SMP, dim=dim, keepdim=True, dtype=params_SMP.dtype).square_()
+    norm_S11 = squares.sum((-2, -1), keepdim=True).sqrt()
+    factor = torch.ones_like(norm_S11)
+    if renormalise:
+        factor = min(update_SMP.shape[-2:]) ** 0.5 / norm_S11.clamp_min(SMALLEST_NORM)
+        squares.mul_(factor.square())
+        norm_S11 = norm_S11 * factor
+    if second_moment is None:
+        return factor
+    second_moment.lerp_(squares / update_SMP.shape[dim], 1.0 - beta2)
+    inverse_rms = second_moment.clamp_min(SMALLEST_SECOND_MOMENT).rsqrt_()
+    scaled_norm_S11 = squares.mul_(inverse_rms.square()).sum((-2, -1), keepdim=True).sqrt()
+    return inverse_rms.mul_(factor * (norm_S11 / scaled_norm_S11.clamp_min(SMALLEST_SECOND_MOMENT)))
+
+
+def _chunks(*stacks: Tensor) -> zip[tuple[Tensor, ...]]:
+    """The stacks cut alike, a few matrices a piece."""
+    matrices = max(CHUNK_ELEMENTS // max(stacks[0][0].numel(), 1), 1) if stacks[0].shape[0] else 1
+    return zip(*(torch.split(stack, matrices) for stack in stacks), strict=True)
