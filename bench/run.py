@@ -181,6 +181,7 @@ class _Conductor:
         """A valid proof of every fused kernel of the plan on this device, or no training."""
         space, facts = self.request.workspace, self.request.facts
         self.proofs = proofs_for(self.plan.kernels, facts, space.root, space.proofs, self.console.line)
+        release_garbage()  # the proofs' tensors must not be in the way of the run's
         self.dispatched_before = dispatches()
 
     def _dispatches(self) -> dict[str, int]:

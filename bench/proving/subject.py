@@ -13,6 +13,7 @@ from kernels.dispatch import implementation
 # compute in float32 and are not written for it.
 TORCH_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16)
+HALF_DTYPES = (torch.bfloat16,)  # all that torch's flash attention takes, besides float16
 
 
 class Subject(NamedTuple):
@@ -28,5 +29,5 @@ class Subject(NamedTuple):
 
 def subject(op: str, name: str, device: torch.device) -> Subject:
     """The implementation `name` of `op`, to be proved on `device`."""
-    dtypes = TRITON_DTYPES if name == "triton" else TORCH_DTYPES
+    dtypes = {"triton": TRITON_DTYPES, "varlen": HALF_DTYPES}.get(name, TORCH_DTYPES)
     return Subject(op, name, implementation(op, name), implementation(op, "reference"), device, dtypes)

@@ -19,7 +19,7 @@ from bench.proving.property import Property
 from bench.proving.subject import Subject
 from kernels.reference import POLAR_EXPRESS_COEFFICIENTS
 
-SHORTEST_SIDE, LONGEST_SIDE = 33, 48
+SHORTEST_SIDE, LONGEST_SIDE = 20, 40
 # How far two results may be apart that are equal in exact arithmetic. The polynomial's slope is up to 989 at
 # small singular values: of bf16's eight bits few remain. The reference itself used 0.36 (500 examples a law).
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 0.5}
@@ -65,7 +65,7 @@ def draw_gradient(
 
 
 def draw_steps(data: Any) -> int:
-    steps: int = data.draw(st.sampled_from((1, 2, 3)), label="steps")
+    steps: int = data.draw(st.sampled_from((1, 2)), label="steps")
     return steps
 
 
@@ -111,8 +111,9 @@ def singular_values_stay_near_one(subject: Subject, data: Any) -> float:
     G = draw_gradient(data, subject, dtype, smallest=smallest)
     if data.draw(st.booleans(), label="deficient"):
         G = torch.cat((G, G), dim=-1)
-    singular = torch.linalg.svdvals(subject.function(G).double().cpu())
-    assert torch.isfinite(singular).all()
+    result = subject.function(G).double().cpu()
+    assert torch.isfinite(result).all()
+    singular = torch.linalg.svdvals(result)
     return largest(singular) / LARGEST_SINGULAR_VALUE[dtype]
 
 
