@@ -67,7 +67,7 @@ def measure(
     dtype: torch.dtype = torch.bfloat16,
     compiled: bool = True,
     budget_s: float = float("inf"),
-    on_op: Callable[[KernelTable], None] = lambda table: None,
+    on_op: Callable[[KernelTable], None] | None = None,
 ) -> KernelTable:
     """Measure every implementation of these ops that runs on the device.
 
@@ -101,7 +101,8 @@ def measure(
         table = msgspec.structs.replace(
             table, rows=(*table.rows, *rows), not_reached=tuple(ops[position + 1 :])
         )
-        on_op(table)
+        if on_op is not None:
+            on_op(table)
     return table
 
 

@@ -21,9 +21,9 @@ from kernels.reference import accumulation_dtype, softcap_logits
 
 # e^z of a capped logit needs no shift while it and its row sums are far from overflow in bf16 and float32.
 LARGEST_UNSHIFTED_SOFTCAP = 40.0
-# (logits of at least C rows, C, softcap, whether a gradient is wanted) -> (shift [C], row sums [C], e^(z -
-# shift) times the slope, of at least C rows)
-Exponentials = Callable[[Tensor, int, float, bool], tuple[Tensor, Tensor, Tensor]]
+# (buffers, C, softcap, whether a gradient is wanted) -> (shift [C], row sums of e^(z - shift) [C]); the last
+# buffer becomes e^(z - shift) times the slope.
+Exponentials = Callable[[Tensor, int, float, bool], tuple[Tensor, Tensor]]
 # Elements that an eager pass takes at once: its temporaries stay in a CPU's cache.
 BLOCK_ELEMENTS = 2**18
 
@@ -49,69 +49,69 @@ def linear_cross_entropy(
     return loss_by_chunks(ops, hidden_ND, weight_VD, targets_N, terms, reduction)
 
 
-def _exponentials(logits_CV: Tensor, softcap: float, write: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(shift [C], row sums of e^(z - shift) [C], e^(z - shift) times the cap's slope in the logits' dtype).
+def _exponentials(
+    logits_CV: Tensor, gradient_CV: Tensor, softcap: float, write: bool
+) -> tuple[Tensor, Tensor]:
+    """(shift [C], row sums of e^(z - shift) [C]); `gradient_CV` becomes e^(z - shift) times the cap's slope.
 
     A softcap bounds z, so no running maximum is needed: one pass. With q = 1/(1 + e^(2x/c)): z = c tanh(x/c)
-    = c - 2cq and the slope 1 - tanh^2 = 4q(1 - q). Without `write` the last is the logits.
+    = c - 2cq and the slope 1 - tanh^2 = 4q(1 - q).
     """
     raw_CV = logits_CV.to(accumulation_dtype(logits_CV))
     if not softcap:
         shift_C = raw_CV.amax(1)
         e_CV = (raw_CV - shift_C[:, None]).exp()
-        gradient_CV = e_CV
+        product_CV = e_CV
     elif softcap <= LARGEST_UNSHIFTED_SOFTCAP:
         shift_C = raw_CV.new_zeros(raw_CV.shape[:1])
         q_CV = torch.sigmoid(raw_CV * (-2.0 / softcap))
         e_CV = (softcap - 2.0 * softcap * q_CV).exp()
-        gradient_CV = e_CV * (4.0 * q_CV * (1.0 - q_CV))
+        product_CV = e_CV * (4.0 * q_CV * (1.0 - q_CV))
     else:  # the cap itself is no shift: a row whose logits are all near -softcap would sum to 0
         tanh_CV = torch.tanh(raw_CV / softcap)
         shift_C = softcap * tanh_CV.amax(1)
         e_CV = (softcap * tanh_CV - shift_C[:, None]).exp()
-        gradient_CV = e_CV * (1.0 - tanh_CV.square())
-    return shift_C, e_CV.sum(1), gradient_CV.to(logits_CV.dtype) if write else logits_CV
+        product_CV = e_CV * (1.0 - tanh_CV.square())
+    sum_C = e_CV.sum(1)
+    if write:
+        gradient_CV.copy_(product_CV)
+    return shift_C, sum_C
 
 
 @cache
-def _compiled_exponentials() -> Callable[[Tensor, float, bool], tuple[Tensor, Tensor, Tensor]]:
+def _compiled_exponentials() -> Callable[[Tensor, Tensor, float, bool], tuple[Tensor, Tensor]]:
     return torch.compile(_exponentials, dynamic=False, fullgraph=True)
 
 
-def _compiled_pass(
-    logits_CV: Tensor, num_rows: int, softcap: float, write: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All rows of the buffer, used or not, and one grad mode: one compilation.
+def _compiled_pass(buffers: Tensor, num_rows: int, softcap: float, write: bool) -> tuple[Tensor, Tensor]:
+    """All rows of the buffers, used or not, and one grad mode: one compilation.
 
-    Not in place: Inductor would then read and write e^(z - shift) once more on its way to the sum.
+    From one buffer to the other: in place, Inductor would write e^(z - shift) and read it again for the sum.
     """
     with torch.no_grad():
-        shift_C, sum_C, gradient_CV = _compiled_exponentials()(logits_CV, softcap, write)
-    return shift_C[:num_rows], sum_C[:num_rows], gradient_CV
+        shift_C, sum_C = _compiled_exponentials()(buffers[0], buffers[1], softcap, write)
+    return shift_C[:num_rows], sum_C[:num_rows]
 
 
-def _eager_pass(
-    logits_CV: Tensor, num_rows: int, softcap: float, write: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _eager_pass(buffers: Tensor, num_rows: int, softcap: float, write: bool) -> tuple[Tensor, Tensor]:
     """In place, block by block."""
-    shift_C, sum_C = logits_CV.new_empty(2, num_rows, dtype=accumulation_dtype(logits_CV)).unbind(0)
-    size = max(BLOCK_ELEMENTS // logits_CV.shape[1], 1)
+    shift_C, sum_C = buffers.new_empty(2, num_rows, dtype=accumulation_dtype(buffers)).unbind(0)
+    size = max(BLOCK_ELEMENTS // buffers.shape[2], 1)
     for start in range(0, num_rows, size):
         rows = slice(start, min(start + size, num_rows))
-        shift_C[rows], sum_C[rows], gradient_CV = _exponentials(logits_CV[rows], softcap, write)
-        if write:
-            logits_CV[rows] = gradient_CV
-    return shift_C, sum_C, logits_CV
+        block = buffers[0, rows]
+        shift_C[rows], sum_C[rows] = _exponentials(block, block, softcap, write)
+    return shift_C, sum_C
 
 
 def _row_pass(
-    exponentials: Exponentials, logits_CV: Tensor, targets_C: Tensor, terms: Terms, write: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    exponentials: Exponentials, buffers: Tensor, targets_C: Tensor, terms: Terms, write: bool
+) -> tuple[Tensor, Tensor]:
     num_rows = targets_C.shape[0]
     counted_C = targets_C != terms.ignore_index
     at_targets = torch.arange(num_rows, device=targets_C.device), targets_C.where(counted_C, 0)
-    raw_C = logits_CV[at_targets].to(accumulation_dtype(logits_CV))
-    shift_C, sum_C, gradient_CV = exponentials(logits_CV, num_rows, terms.softcap, write)
+    raw_C = buffers[0][at_targets].to(accumulation_dtype(buffers))
+    shift_C, sum_C = exponentials(buffers, num_rows, terms.softcap, write)
     z_C = softcap_logits(raw_C, terms.softcap)
     loss_C = sum_C.log() - (z_C - shift_C)
     strength_C = torch.ones_like(loss_C)
@@ -123,8 +123,8 @@ def _row_pass(
         slope_C = 1.0 - torch.tanh(raw_C / terms.softcap).square() if terms.softcap else 1.0
         at_target_C = ((z_C - shift_C).exp() - sum_C / strength_C) * slope_C
         # Not scatter_, which copies a bf16 matrix whole: 72 ms instead of 0.01 (512 x 32768, one thread).
-        gradient_CV[at_targets] = at_target_C.to(logits_CV.dtype)
-    return loss_C.where(counted_C, 0.0), (strength_C / sum_C).where(counted_C, 0.0), gradient_CV
+        buffers[-1][at_targets] = at_target_C.to(buffers.dtype)
+    return loss_C.where(counted_C, 0.0), (strength_C / sum_C).where(counted_C, 0.0)
 
 
 def _strength(normaliser_C: Tensor, z_loss: float) -> Tensor:
@@ -137,9 +137,10 @@ def _strength(normaliser_C: Tensor, z_loss: float) -> Tensor:
     return strength_C.where(strength_C.abs() >= smallest, smallest)
 
 
-def _chunks(exponentials: Exponentials) -> Chunks:
-    return Chunks("chunked", partial(_row_pass, exponentials), lambda num_rows, vocab: rows_per_chunk(vocab))
+def _chunks(exponentials: Exponentials, num_buffers: int) -> Chunks:
+    row_pass = partial(_row_pass, exponentials)
+    return Chunks("chunked", row_pass, lambda num_rows, vocab: rows_per_chunk(vocab), num_buffers)
 
 
-EAGER_OPS = define_ops("linear_cross_entropy", _chunks(_eager_pass))
-COMPILED_OPS = define_ops("linear_cross_entropy_compiled", _chunks(_compiled_pass))
+EAGER_OPS = define_ops("linear_cross_entropy", _chunks(_eager_pass, 1))
+COMPILED_OPS = define_ops("linear_cross_entropy_compiled", _chunks(_compiled_pass, 2))

@@ -40,18 +40,18 @@ class Terms(NamedTuple):
     ignore_index: int
 
 
-# (logits of at least C rows, targets [C], terms, whether a gradient is wanted) -> (loss [C], scale [C], G of
-# at least C rows). Loss and scale are 0 where ignored. The logits may be overwritten; without a gradient G
-# is whatever they hold.
-RowPass = Callable[[Tensor, Tensor, Terms, bool], tuple[Tensor, Tensor, Tensor]]
+# (buffers, targets [C], terms, whether a gradient is wanted) -> (loss [C], scale [C]), 0 where ignored. The
+# logits are the first C rows of the first buffer, G is to be those of the last, which may be the same.
+RowPass = Callable[[Tensor, Tensor, Terms, bool], tuple[Tensor, Tensor]]
 
 
 class Chunks(NamedTuple):
-    """One implementation: its row pass, and how many rows of logits it takes for (N, V)."""
+    """One implementation: its row pass, rows of a chunk for (N, V), and how many buffers [C, V] (1 or 2)."""
 
     implementation: str
     row_pass: RowPass
     num_rows: Callable[[int, int], int]
+    num_buffers: int
 
 
 class Ops(NamedTuple):
@@ -168,35 +168,35 @@ def _scale_gradients(ctx, upstream, _grad_hidden, _grad_weight):  # type: ignore
     return grad_hidden_ND * upstream, grad_weight_VD * upstream, None, None, None, None, None
 
 
-class _Logits(NamedTuple):
-    """The head in the compute dtype and the buffer its logits go to."""
+class _Work(NamedTuple):
+    """The head in the compute dtype, the buffers of a chunk, and the rows of each chunk."""
 
     weight_VD: Tensor
-    buffer_CV: Tensor
+    buffers: Tensor
+    slices: list[slice]
 
-    def fill(self, hidden_CD: Tensor) -> None:
-        """Logits of these rows into the first of the buffer."""
-        torch.mm(hidden_CD, self.weight_VD.T, out=self.buffer_CV[: hidden_CD.shape[0]])
+    def put_logits(self, hidden_CD: Tensor) -> None:
+        """Logits of these rows into the first buffer."""
+        torch.mm(hidden_CD, self.weight_VD.T, out=self.buffers[0, : hidden_CD.shape[0]])
 
 
-def _start(
-    chunks: Chunks, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, terms: Terms
-) -> tuple[_Logits, list[slice]]:
-    """Count the call, check the targets, and lay out chunks and buffer."""
+def _start(chunks: Chunks, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, terms: Terms) -> _Work:
+    """Count the call, check the targets, lay out chunks and buffers."""
     ran("linear_cross_entropy", chunks.implementation)
     num_rows, vocab = hidden_ND.shape[0], weight_VD.shape[0]
     require_ids("targets_N", targets_N, vocab, ignored=terms.ignore_index)
     size = chunks.num_rows(num_rows, vocab)
-    logits = _Logits(weight_VD.to(hidden_ND.dtype), hidden_ND.new_empty(size, vocab))
-    return logits, [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    slices = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    buffers = hidden_ND.new_empty(chunks.num_buffers, size, vocab)
+    return _Work(weight_VD.to(hidden_ND.dtype), buffers, slices)
 
 
 def _losses(chunks: Chunks, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, terms: Terms) -> Tensor:
-    logits, slices = _start(chunks, hidden_ND, weight_VD, targets_N, terms)
+    work = _start(chunks, hidden_ND, weight_VD, targets_N, terms)
     loss_N = _fake_losses(hidden_ND)
-    for rows in slices:
-        logits.fill(hidden_ND[rows])
-        loss_N[rows] = chunks.row_pass(logits.buffer_CV, targets_N[rows], terms, False)[0]
+    for rows in work.slices:
+        work.put_logits(hidden_ND[rows])
+        loss_N[rows], _ = chunks.row_pass(work.buffers, targets_N[rows], terms, False)
     return loss_N
 
 
@@ -209,18 +209,18 @@ def _gradients(
     terms: Terms,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sum(upstream * loss) and its gradients: of the hidden states and of the head, each in its dtype."""
-    logits, slices = _start(chunks, hidden_ND, weight_VD, targets_N, terms)
+    work = _start(chunks, hidden_ND, weight_VD, targets_N, terms)
     total = upstream_N.new_zeros(())
     grad_hidden_ND = torch.empty_like(hidden_ND)
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulation_dtype(hidden_ND))
-    for rows in slices:
+    for rows in work.slices:
         hidden_CD = hidden_ND[rows]
-        logits.fill(hidden_CD)
-        loss_C, scale_C, gradient_CV = chunks.row_pass(logits.buffer_CV, targets_N[rows], terms, True)
-        gradient_CV = gradient_CV[: hidden_CD.shape[0]]
+        work.put_logits(hidden_CD)
+        loss_C, scale_C = chunks.row_pass(work.buffers, targets_N[rows], terms, True)
+        gradient_CV = work.buffers[-1, : hidden_CD.shape[0]]
         total += (loss_C * upstream_N[rows]).sum()
         scale_C1 = (scale_C * upstream_N[rows])[:, None]
-        torch.mul(gradient_CV @ logits.weight_VD, scale_C1, out=grad_hidden_ND[rows])
+        torch.mul(gradient_CV @ work.weight_VD, scale_C1, out=grad_hidden_ND[rows])
         _add_product(grad_weight_VD, gradient_CV.T, (hidden_CD * scale_C1).to(hidden_CD.dtype))
     return total, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
 

@@ -75,6 +75,14 @@ def _by_token(x_STK: Tensor, like_BTHK: Tensor) -> Tensor:
     return x_STK.view(B, H, T, K).transpose(1, 2).to(like_BTHK.dtype).contiguous()
 
 
+def _add_product(sum_SWK: Tensor, a_SWQ: Tensor, b_SQK: Tensor) -> None:
+    """sum += a @ b; without a temporary where they share a dtype."""
+    if sum_SWK.dtype == a_SWQ.dtype:
+        sum_SWK.baddbmm_(a_SWQ, b_SQK)
+    else:
+        sum_SWK += a_SWQ @ b_SQK
+
+
 @torch.library.custom_op("speedrun::blocked_attention", mutates_args=())
 def _attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int, block: int) -> Tensor:
     ran("attention", "blocked")
@@ -124,8 +132,8 @@ def _gradients(
         # beta=0 ignores the first argument: only alpha is wanted, before the product is rounded.
         grad_q_SQK = torch.baddbmm(q_SQK, grad_logits_SQW, k_STK[:, keys], beta=0, alpha=scale)
         grad_q[:, :, queries] = grad_q_SQK.view(grad_q[:, :, queries].shape)
-        grad_k[:, keys] += grad_logits_SQW.mT @ q_SQK
-        grad_v[:, keys] += p_SQW.mT @ grad_SQK
+        _add_product(grad_k[:, keys], grad_logits_SQW.mT, q_SQK)
+        _add_product(grad_v[:, keys], p_SQW.mT, grad_SQK)
     return (
         _by_token(grad_q, q_BTHK),
         _by_token(grad_k.mul_(scale), k_BTGK),

@@ -31,7 +31,7 @@ _HALF = {arch: Config(_PRODUCT, num_warps=8, num_stages=3) for arch in (80, 89, 
 _FLOAT = {arch: Config({"BLOCK": 64, "BLOCK_K": 32}, num_warps=8, num_stages=2) for arch in (80, 89, 90, 100)}
 _FLOAT[0] = Config({"BLOCK": 16, "BLOCK_K": 32})
 _SCALE = {arch: Config({"BLOCK": 4096}, num_warps=8) for arch in (80, 89, 90, 100)}
-_SCALE[0] = Config({"BLOCK": 2048})
+_SCALE[0] = Config({"BLOCK": 256})
 
 
 @triton.jit

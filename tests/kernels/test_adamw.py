@@ -96,9 +96,11 @@ def test_the_operator_is_sound() -> None:
 
 
 @pytest.mark.slow
-@implementations
-def test_it_compiles_whole(name: str) -> None:
-    function = implementation("adamw", name)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
+def test_it_compiles_whole() -> None:
+    """Triton's only: torch's fused step cannot be traced (2.13), and no optimizer here is."""
+    pytest.importorskip("triton")
+    function = implementation("adamw", "triton")
 
     def step(p: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> None:
         function(p, g, m, v, 3, **NUMBERS)

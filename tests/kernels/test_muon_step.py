@@ -107,6 +107,7 @@ def test_the_operators_are_sound() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
 @implementations
 def test_it_compiles_whole(name: str) -> None:
     direction, update = (implementation(op, name) for op in ("muon_direction", "muon_update"))

@@ -107,6 +107,8 @@ def test_the_operator_is_sound() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check`:FutureWarning")  # its lowering of a diagonal
 @implementations
 def test_it_compiles_whole(name: str) -> None:
     function, G = implementation("polar_express", name), conditioned((6, 15), 0.1).float()

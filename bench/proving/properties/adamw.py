@@ -49,6 +49,7 @@ class Constants(NamedTuple):
 
 
 def draw_constants(data: Any, **fixed: Any) -> Constants:
+    """The step's constants; `fixed` ones are not drawn."""
     drawn = Constants(
         lr=data.draw(st.sampled_from((0.02, 0.5)), label="lr"),
         betas=data.draw(st.sampled_from(((0.8, 0.95), (0.9, 0.999), (0.0, 0.3))), label="betas"),
@@ -91,6 +92,7 @@ def draw_problem(
 
 
 def draw_step(data: Any) -> int:
+    """How many steps were taken, this one included."""
     step: int = data.draw(st.sampled_from((1, 2, 10, 3000)), label="step")
     return step
 
@@ -106,6 +108,7 @@ def run(
 
 
 def unit(param: Tensor) -> float:
+    """The rounding unit of the parameter's dtype."""
     eps: float = torch.finfo(param.dtype).eps
     return eps
 

@@ -73,6 +73,7 @@ def products(a_BTHK: Tensor, b_BTGK: Tensor) -> float:
 
 
 def largest_logit(problem: Problem) -> float:
+    """The size that the logits may have, of which each rounds by a unit."""
     return float(products(problem.q, problem.k) * problem.q.shape[-1] ** -0.5)
 
 

@@ -115,6 +115,7 @@ def the_table_is_looked_up_by_the_hash(subject: Subject, data: Any) -> float:
 
 
 def rounding_scale(problem: Problem) -> float:
+    """The size of what is rounded on the way to the output."""
     return largest(problem.x) + abs(problem.strength.item()) * largest(problem.table)
 
 

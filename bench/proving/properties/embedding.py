@@ -52,6 +52,7 @@ def draw_tokens(data: Any, num_ids: int, device: torch.device, longest: int = 65
 
 
 def draw_problem(subject: Subject, data: Any) -> Problem:
+    """A table, ids and the dtype to look them up in."""
     dtype = data.draw(st.sampled_from(subject.dtypes), label="dtype")
     V, D = data.draw(sizes(LARGEST_TABLE), label="V"), data.draw(sizes(130), label="D")
     empty = torch.empty((), dtype=dtype)
@@ -66,6 +67,7 @@ def draw_gradient(data: Any, problem: Problem) -> Tensor:
 
 
 def table_gradient(function: Any, problem: Problem, upstream: Tensor) -> Tensor:
+    """The table's gradient for this upstream gradient."""
     weight = leaf(problem.weight)
     return gradients(function(weight, *problem[1:]), (weight,), (upstream,))[0]
 

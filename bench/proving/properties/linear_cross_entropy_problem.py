@@ -114,6 +114,7 @@ def draw_targets(data: Any, rows: int, vocab: int, ignore_index: int, device: to
 
 
 def draw_reduction(data: Any) -> str:
+    """One of the three reductions."""
     reduction: str = data.draw(st.sampled_from(REDUCTIONS), label="reduction")
     return reduction
 
@@ -133,6 +134,7 @@ def evaluate(
 
 
 def call(function: Callable[..., Tensor], problem: Problem, reduction: str) -> Tensor:
+    """The loss of a problem by a function of the op's signature."""
     hidden, weight, targets, softcap, z_loss, ignore_index = problem
     return function(hidden, weight, targets, softcap, reduction, z_loss, ignore_index)
 

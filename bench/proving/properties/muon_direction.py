@@ -23,6 +23,7 @@ DIMS = {"row": -1, "column": -2}  # along which a line's norm is taken
 
 
 def draw_dtype(data: Any, subject: Subject) -> torch.dtype:
+    """One of the subject's dtypes."""
     dtype: torch.dtype = data.draw(st.sampled_from(subject.dtypes), label="dtype")
     return dtype
 

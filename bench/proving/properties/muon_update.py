@@ -45,6 +45,7 @@ class Constants(NamedTuple):
 
 
 def draw_constants(data: Any, **fixed: Any) -> Constants:
+    """The step's constants; `fixed` ones are not drawn."""
     drawn = Constants(
         lr=data.draw(st.sampled_from((0.5, 0.02)), label="lr"),
         weight_decay=data.draw(st.sampled_from((0.0, 0.25)), label="weight_decay"),
