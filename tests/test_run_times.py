@@ -34,7 +34,8 @@ def test_every_second_is_in_its_category(space: Workspace, monkeypatch: pytest.M
     clock = tiny.Clock()
     tiny.write_recipe(space, eval={"every_steps": 4})
     for owner, name, seconds in (
-        (conductor, "open_corpus", 2.0**-1),
+        (conductor, "prepared_text", 2.0**-1),
+        (conductor, "proofs_for", 2.0**-10),
         (conductor, "build_trainer", 2.0**-2),
         (conductor, "warm_up", 2.0**-3),
         (loop, "_step", 2.0**-4),
@@ -48,6 +49,7 @@ def test_every_second_is_in_its_category(space: Workspace, monkeypatch: pytest.M
     record = tiny.run_by(clock, space).record
     expected = dict.fromkeys(CATEGORIES, 0.0) | {
         "data": 2.0**-1,
+        "proof": 2.0**-10,
         "warmup": 2.0**-2 + 2.0**-3,
         "train": 8 * 2.0**-4,
         "data_wait": 16 * 2.0**-5,  # 8 steps of 2 micro-batches

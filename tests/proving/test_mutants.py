@@ -18,14 +18,14 @@ from kernels.dispatch import implementation
 NUM_EXAMPLES = 60
 
 
-def interpreted(mutant: Callable[..., Any]) -> bool:
+def interpreted(name: str, mutant: Callable[..., Any]) -> bool:
     """Whether this is a mutant of a Triton kernel's source."""
-    return getattr(mutant, "__qualname__", "").startswith("mutated.")
+    return name.startswith("kernel:") or getattr(mutant, "__qualname__", "").startswith("mutated.")
 
 
 MUTANTS = {op: import_module(f"tests.proving.mutants.{op}").MUTANTS for op in IMPLEMENTATIONS}
 CASES = [
-    pytest.param(op, mutant, id=f"{op}-{name}", marks=[pytest.mark.slow] if interpreted(mutant) else [])
+    pytest.param(op, mutant, id=f"{op}-{name}", marks=[pytest.mark.slow] if interpreted(name, mutant) else [])
     for op, named in MUTANTS.items()
     for name, mutant in named.items()
 ]
