@@ -135,7 +135,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--implementation": {"help": "one of the op's implementations; default: all this device can run"},
     "--examples": {"type": whole(1, 10**6), "default": 40, "help": "of each property (default 40)"},
     "--example-seed": {"type": whole(0, 2**31), "default": 0, "help": "seed of the examples (default 0)"},
-    "--shapes": {"choices": ("d4", "d12", "d24"), "help": "shapes of this model; default: the device's"},
+    "--shapes": {
+        "choices": ("d4", "d6", "d12", "d24"),
+        "help": "shapes of this model; default: the device's",
+    },
     "--rounds": {"type": whole(3, 1000), "default": 7, "help": "timed rounds (default 7)"},
     "--out": {"type": Path, "required": True, "help": "folder for the JSON files"},
     "--seconds": {"type": whole(30, 36000), "default": 520, "help": "time for all of it (default 520)"},

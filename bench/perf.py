@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,20 +28,13 @@ from bench.spec.track import load_track
 from bench.spec.workspace import Workspace
 from bench.training.build import build_trainer, loop_config
 from bench.training.loop import StepsDone, train, warm_up
+from kernels.bench_measure import Spread, spread_of
 
 MATMUL_SIZE = 2048
 SEED = 1
 # The shape at which this project compares itself with nanochat's CPU path: d4, width 256, 16 rows of 512.
 PERF_MODEL = Model(depth=4, head_dim=128, sequence_length=512, vocab_size=8192, window_pattern="L")
 PERF_ROWS = 16
-
-
-class Spread(msgspec.Struct, frozen=True):
-    """Median, least and greatest of repeated measurements."""
-
-    median: float
-    least: float
-    greatest: float
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,8 +64,8 @@ def measure(space: Workspace, num_steps: int) -> Figures:
     matmul_before = matmul_rate(device, torch.bfloat16)
     first_step_s, step_s = _training(plan, device, prepared, num_steps)
     matmul = _joined(matmul_before, matmul_rate(device, torch.bfloat16))
-    tokens = _spread([plan.batch_tokens / seconds for seconds in step_s])
-    flops = _spread([plan.batch_tokens * plan.flops_per_token / seconds for seconds in step_s])
+    tokens = spread_of([plan.batch_tokens / seconds for seconds in step_s])
+    flops = spread_of([plan.batch_tokens * plan.flops_per_token / seconds for seconds in step_s])
     peak = device.peak_memory()
     loader = {f"T={length}": _loading(prepared, length) for length in (512, 2048)}
     return Figures(
@@ -132,7 +124,7 @@ def matmul_rate(device: Device, dtype: torch.dtype) -> Spread:
         device.synchronize()
 
     _timed(product, 3)
-    return _spread([2 * MATMUL_SIZE**3 / seconds for seconds in _timed(product, 15)])
+    return spread_of([2 * MATMUL_SIZE**3 / seconds for seconds in _timed(product, 15)])
 
 
 def _training(plan: Plan, device: Device, prepared: Prepared, num_steps: int) -> tuple[float, list[float]]:
@@ -162,7 +154,7 @@ def _loading(prepared: Prepared, sequence_length: int) -> Spread:
         with Loader(prepared, sequence_length, rows, 1, 0, 1, seed=seed, device_pin=False) as loader:
             (seconds,) = _timed(lambda: [None for _ in islice(loader, count)], 1)
         rates.append(rows * sequence_length * count / seconds)
-    return _spread(rates)
+    return spread_of(rates)
 
 
 def _preparing(space: Workspace) -> Spread:
@@ -173,11 +165,7 @@ def _preparing(space: Workspace) -> Spread:
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             seconds += _timed(lambda: prepare(corpus, tokenizer, Path(folder)), 1)
-    return _spread([(corpus.train_bytes + corpus.validation_bytes) / one for one in seconds])
-
-
-def _spread(values: list[float]) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values))
+    return spread_of([(corpus.train_bytes + corpus.validation_bytes) / one for one in seconds])
 
 
 def _joined(a: Spread, b: Spread) -> Spread:

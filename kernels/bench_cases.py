@@ -45,6 +45,7 @@ def shapes_of(name: str, rows: int, tokens: int, depth: int, vocab: int) -> Shap
 
 SHAPES = {
     "d4": shapes_of("d4", rows=16, tokens=512, depth=4, vocab=8192),
+    "d6": shapes_of("d6", rows=2, tokens=2048, depth=6, vocab=32768),
     "d12": shapes_of("d12", rows=32, tokens=2048, depth=12, vocab=32768),
     "d24": shapes_of("d24", rows=32, tokens=2048, depth=24, vocab=32768),
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# Elements of a chunk's logits: 8 MB in bf16 stays in the last-level cache of a CPU and is large enough for
-# the read-modify-write of the head's gradient, 8 V D bytes a chunk, not to count.
+# Elements of a chunk's logits: 8 MB in bf16 stays in the last-level cache of a CPU. With fewer rows than
+# LEAST_CHUNK_ROWS the read-modify-write of the head's gradient, 8 V D bytes a chunk, is what counts: at
+# V = 32768, D = 384, 128 rows instead of 512 took 1.1 to 1.4 times as long.
 CHUNK_ELEMENTS = 4 * 2**20
+LEAST_CHUNK_ROWS = 512
 
 # Every op with its implementations. "reference" is eager torch, to be compiled with its neighbours: what all
 # others are proved against.
@@ -111,5 +113,5 @@ def provable(op: str, device_kind: str, interpreted: bool = False) -> tuple[str,
 
 
 def rows_per_chunk(vocab_size: int) -> int:
-    """Largest power of two of rows whose logits fit `CHUNK_ELEMENTS`, at least 128."""
-    return max(1 << (max(CHUNK_ELEMENTS // vocab_size, 1).bit_length() - 1), 128)
+    """Largest power of two of rows whose logits fit `CHUNK_ELEMENTS`, at least `LEAST_CHUNK_ROWS`."""
+    return max(1 << (max(CHUNK_ELEMENTS // vocab_size, 1).bit_length() - 1), LEAST_CHUNK_ROWS)

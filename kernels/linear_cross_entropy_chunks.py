@@ -1,9 +1,9 @@
 """Linear cross-entropy by chunks of rows, its gradients computed in the forward: what implementations share.
 
 Per chunk of C rows: one GEMM into a buffer of logits [C, V], reused by all chunks; a row pass turns them
-into the losses, G [C, V] and a scale a row, so that scale * G is the gradient of each row's loss for its
-logits. The scale, times the upstream gradient, need not touch C x V numbers again: it goes to the rows of
-the two GEMMs that give the gradients of the hidden states and of the head. The op holds a few times C x V
+into G in place, with the losses and a scale a row, so that scale * G is the gradient of each row's loss
+for its logits. The scale, times the upstream gradient, need not touch C x V numbers again: it goes to the
+rows of the two GEMMs that give the gradients of the hidden states and of the head. The op holds C x V
 numbers instead of N x V, and its backward only scales what the forward computed. With reduction "none" the
 upstream gradient is not known in time: the forward keeps nothing and the backward recomputes.
 
@@ -40,18 +40,17 @@ class Terms(NamedTuple):
     ignore_index: int
 
 
-# (buffers, targets [C], terms, whether a gradient is wanted) -> (loss [C], scale [C]), 0 where ignored. The
-# logits are the first C rows of the first buffer, G is to be those of the last, which may be the same.
+# (logits of at least C rows, targets [C], terms, whether a gradient is wanted) -> (loss [C], scale [C]),
+# both 0 where ignored; the first C rows of logits become G, without a gradient anything.
 RowPass = Callable[[Tensor, Tensor, Terms, bool], tuple[Tensor, Tensor]]
 
 
 class Chunks(NamedTuple):
-    """One implementation: its row pass, rows of a chunk for (N, V), and how many buffers [C, V] (1 or 2)."""
+    """One implementation: its row pass, and how many rows a chunk has for (N, V)."""
 
     implementation: str
     row_pass: RowPass
     num_rows: Callable[[int, int], int]
-    num_buffers: int
 
 
 class Ops(NamedTuple):
@@ -169,34 +168,33 @@ def _scale_gradients(ctx, upstream, _grad_hidden, _grad_weight):  # type: ignore
 
 
 class _Work(NamedTuple):
-    """The head in the compute dtype, the buffers of a chunk, and the rows of each chunk."""
+    """The head in the compute dtype, the buffer of a chunk's logits, and the rows of each chunk."""
 
     weight_VD: Tensor
-    buffers: Tensor
+    buffer_CV: Tensor
     slices: list[slice]
 
-    def put_logits(self, hidden_CD: Tensor) -> None:
-        """Logits of these rows into the first buffer."""
-        torch.mm(hidden_CD, self.weight_VD.T, out=self.buffers[0, : hidden_CD.shape[0]])
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """Logits of these rows, the first of the buffer."""
+        return torch.mm(hidden_CD, self.weight_VD.T, out=self.buffer_CV[: hidden_CD.shape[0]])
 
 
 def _start(chunks: Chunks, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, terms: Terms) -> _Work:
-    """Count the call, check the targets, lay out chunks and buffers."""
+    """Count the call, check the targets, lay out chunks and buffer."""
     ran("linear_cross_entropy", chunks.implementation)
     num_rows, vocab = hidden_ND.shape[0], weight_VD.shape[0]
     require_ids("targets_N", targets_N, vocab, ignored=terms.ignore_index)
     size = chunks.num_rows(num_rows, vocab)
     slices = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-    buffers = hidden_ND.new_empty(chunks.num_buffers, size, vocab)
-    return _Work(weight_VD.to(hidden_ND.dtype), buffers, slices)
+    return _Work(weight_VD.to(hidden_ND.dtype), hidden_ND.new_empty(size, vocab), slices)
 
 
 def _losses(chunks: Chunks, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, terms: Terms) -> Tensor:
     work = _start(chunks, hidden_ND, weight_VD, targets_N, terms)
     loss_N = _fake_losses(hidden_ND)
     for rows in work.slices:
-        work.put_logits(hidden_ND[rows])
-        loss_N[rows], _ = chunks.row_pass(work.buffers, targets_N[rows], terms, False)
+        work.logits(hidden_ND[rows])
+        loss_N[rows], _ = chunks.row_pass(work.buffer_CV, targets_N[rows], terms, False)
     return loss_N
 
 
@@ -215,9 +213,8 @@ def _gradients(
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulation_dtype(hidden_ND))
     for rows in work.slices:
         hidden_CD = hidden_ND[rows]
-        work.put_logits(hidden_CD)
-        loss_C, scale_C = chunks.row_pass(work.buffers, targets_N[rows], terms, True)
-        gradient_CV = work.buffers[-1, : hidden_CD.shape[0]]
+        gradient_CV = work.logits(hidden_CD)
+        loss_C, scale_C = chunks.row_pass(work.buffer_CV, targets_N[rows], terms, True)
         total += (loss_C * upstream_N[rows]).sum()
         scale_C1 = (scale_C * upstream_N[rows])[:, None]
         torch.mul(gradient_CV @ work.weight_VD, scale_C1, out=grad_hidden_ND[rows])

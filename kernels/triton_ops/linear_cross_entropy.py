@@ -169,8 +169,7 @@ def _variant(terms: Terms, write: bool) -> dict[str, bool]:
     }
 
 
-def _row_pass(buffers: Tensor, targets_C: Tensor, terms: Terms, write: bool) -> tuple[Tensor, Tensor]:
-    logits_CV = buffers[0]
+def _row_pass(logits_CV: Tensor, targets_C: Tensor, terms: Terms, write: bool) -> tuple[Tensor, Tensor]:
     loss_C, scale_C = logits_CV.new_empty(2, targets_C.shape[0], dtype=torch.float32).unbind(0)
     sizes = (*logits_CV[: targets_C.shape[0]].shape, logits_CV.stride(0), targets_C.stride(0))
     config = _config(architecture(logits_CV.device))
@@ -193,7 +192,7 @@ def _num_rows(num_rows: int, vocab: int) -> int:
     return max(min(CHUNK_ELEMENTS // vocab, num_rows), 1)
 
 
-OPS = define_ops("linear_cross_entropy_triton", Chunks("triton", _row_pass, _num_rows, num_buffers=1))
+OPS = define_ops("linear_cross_entropy_triton", Chunks("triton", _row_pass, _num_rows))
 
 
 def specimens(arch: int) -> list[Specimen]:

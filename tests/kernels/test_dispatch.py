@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from bench.spec.recipe import Kernels as KernelTable
 from kernels import reference
-from kernels.choices import ALWAYS, CHUNK_ELEMENTS, IMPLEMENTATIONS, REFERENCE, Choice, choose, rows_per_chunk
+from kernels.choices import (
+    ALWAYS,
+    CHUNK_ELEMENTS,
+    IMPLEMENTATIONS,
+    LEAST_CHUNK_ROWS,
+    REFERENCE,
+    Choice,
+    choose,
+    rows_per_chunk,
+)
 from kernels.dispatch import Kernels, bind, implementation
 
 DEVICES = ("cuda", "mps", "cpu")
@@ -70,7 +79,7 @@ def test_a_choice_is_kept(compiled: bool) -> None:
 @given(vocab=st.integers(1, 2**19))
 def test_a_chunk_fits_its_budget_and_is_no_smaller_than_it_needs(vocab: int) -> None:
     chunk = rows_per_chunk(vocab)
-    assert chunk >= 128
+    assert chunk >= LEAST_CHUNK_ROWS
     assert chunk & (chunk - 1) == 0
-    assert chunk == 128 or chunk * vocab <= CHUNK_ELEMENTS
+    assert chunk == LEAST_CHUNK_ROWS or chunk * vocab <= CHUNK_ELEMENTS
     assert 2 * chunk * vocab > CHUNK_ELEMENTS

@@ -250,7 +250,7 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
     far = torch.empty(apart + 8).as_strided((2, 5), (apart, 1))
     far.copy_(torch.arange(10.0).view(2, 5))
     near, targets, terms = far.clone(), torch.tensor([1, 4]), Terms(15.0, 0.0, -1)
-    results = [_row_pass(logits[None], targets, terms, True) for logits in (far, near)]
+    results = [_row_pass(logits, targets, terms, True) for logits in (far, near)]
     for x, y in zip(*results, strict=True):
         assert torch.equal(x, y)
     assert torch.equal(far, near)

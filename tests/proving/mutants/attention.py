@@ -103,6 +103,7 @@ def in_the_kernel(texts: tuple[str, str], q: Tensor, k: Tensor, v: Tensor, windo
 KERNEL = {
     "window one short": ("(keys >= queries - window)", "(keys > queries - window)"),
     "old sum not shrunk": ("sum_Q = sum_Q * shrink_Q +", "sum_Q = sum_Q +"),
+    "queries past the key's block forgotten": ("first_key + BLOCK_W + window", "first_key + BLOCK_W"),
     "no mean in the gradient of keys": ("grad_p_WQ - mean_Q[None, :]", "grad_p_WQ"),
 }
 

@@ -55,16 +55,16 @@ def assuming_dense_rows(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return right(x.as_strided(x.shape, strides), up, down)
 
 
-def chunked(x: Tensor, weight: Tensor) -> Tensor:
-    """Products summed in the dtype of x, 8 terms at a time."""
+def summed_narrowly(x: Tensor, weight: Tensor) -> Tensor:
+    """Products summed in the dtype of x, term by term."""
     total = x.new_zeros((*x.shape[:-1], weight.shape[0]))
-    for start in range(0, x.shape[-1], 8):
-        total = total + F.linear(x[..., start : start + 8], weight[:, start : start + 8])
+    for term in range(x.shape[-1]):
+        total = total + x[..., term, None] * weight[:, term]
     return total
 
 
 def with_narrow_sums(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    return F.linear(chunked(x, up.to(x.dtype)).relu().square(), down.to(x.dtype))
+    return F.linear(summed_narrowly(x, up.to(x.dtype)).relu().square(), down.to(x.dtype))
 
 
 def with_bf16_operands(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
