@@ -36,6 +36,7 @@ from bench.spec.submission import Submission
 from bench.spec.track import NamedTrack, seed_value
 from bench.spec.workspace import Workspace
 from bench.training import checkpoint
+from bench.training.activity import activity
 from bench.training.build import build_trainer, loop_config, seed_stream
 from bench.training.horizon import steps_within
 from bench.training.loop import CheckpointDue, EvalDue, StepsDone, Trainer, train, warm_up
@@ -127,8 +128,9 @@ class _Conductor:
                 with EnergyMeter(environment.get("CUDA_VISIBLE_DEVICES")) as meter:
                     coverage = self._train(trainer, meter.sample)
                 documents, bestfit, probes = self._evaluate(trainer)
+                features = activity(self.plan, trainer, self.prepared) if documents else {}
                 self._log("run_stop", status="ok" if documents else "diverged")
-        return self._record(Outcome(coverage, meter.energy, documents, bestfit, probes))
+        return self._record(Outcome(coverage, meter.energy, documents, bestfit, probes, features))
 
     def _record(self, outcome: Outcome) -> Path:
         request = self.request
@@ -150,7 +152,6 @@ class _Conductor:
             ledger=self.ledger.close(),
             proofs=self.proofs,
             dispatches=self._dispatches(),
-            features={},
             warnings=list(request.notes),
             events_tip=self.log.tip,
             image_digest=request.image_digest,
@@ -202,7 +203,7 @@ class _Conductor:
                 self.console.line("no checkpoint: starting from step 0")
                 return None
             state, tensors = found
-            checkpoint.restore(tensors, trainer.model, trainer.optimizer)
+            checkpoint.restore(tensors, trainer)
             self.progress = read_progress(self.folder / "events.jsonl", state)
             self.saved_step = state.step
             self.console.line(f"resuming after step {state.step}")
@@ -338,7 +339,7 @@ class _Conductor:
                 num_resumes=self.progress.num_resumes,
                 dispatches=self._dispatches(),
             )
-            checkpoint.save(self.folder, trainer.model, trainer.optimizer, state)
+            checkpoint.save(self.folder, trainer, state)
         self.saved_step = step
 
     def _log(self, key: str, **value: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 # Elements of a chunk's logits: 8 MB in bf16 stays in the last-level cache of a CPU. With fewer rows than
@@ -81,16 +81,19 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(device_kind: str, asked: Mapping[str, str] | None = None) -> tuple[Choice, ...]:
+def choose(
+    device_kind: str, asked: Mapping[str, str] | None = None, ops: Collection[str] = ALWAYS
+) -> tuple[Choice, ...]:
     """The implementation of every op a model uses on this kind of device.
 
     Args:
         device_kind: "cuda", "mps" or "cpu".
         asked: implementations that the recipe names, by op; "auto" leaves the choice to the table above.
+        ops: what the model uses.
     """
     asked = asked or {}
     choices = []
-    for op in ALWAYS:
+    for op in ops:
         name = asked.get(op, "auto")
         if name == "auto":
             choices.append(Choice(op, *_PREFERRED[device_kind][op]))

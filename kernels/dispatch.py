@@ -44,6 +44,8 @@ class Kernels(NamedTuple):
     polar_express: Callable[..., Tensor]
     muon_update: Callable[..., None]
     adamw: Callable[..., None]
+    bigram_residual: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    fp8_linear: Callable[..., Tensor]
 
 
 def implementation(op: str, name: str) -> Callable[..., Any]:

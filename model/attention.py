@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions, QK norm, value embeddings and a sliding window.
+"""Causal self-attention with rotary positions, QK norm, value embeddings, gates and a sliding window.
 
 Shapes: B batch, T tokens, D width, H query heads, G key/value heads, K head dim.
 """
@@ -9,31 +9,63 @@ import torch
 from torch import Tensor, nn
 
 from kernels.dispatch import Kernels
+from kernels.reference import rotate
 from model.config import ModelConfig
-from model.layers import Linear
+from model.layers import Linear, fp8_product
+
+# Queries whose logits are looked at together.
+OBSERVED_BLOCK = 256
 
 
 def rotary_tables(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, [1, T, 1, K/2], computed in float32 and rounded once."""
+    """cos and sin, [1, T, 1, K/2], computed in float32 and rounded once; of angle 0 without positions."""
     channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     frequencies = config.rope_base ** (-channels / config.head_dim)
     positions = torch.arange(config.sequence_length, dtype=torch.float32, device=device)
-    angles_TK = torch.outer(positions, frequencies)
+    angles_TK = torch.outer(positions if config.rotary else 0.0 * positions, frequencies)
     return angles_TK.cos().to(dtype)[None, :, None], angles_TK.sin().to(dtype)[None, :, None]
 
 
+def largest_logits(q_THK: Tensor, k_TGK: Tensor, window: int) -> Tensor:
+    """The largest logit of each query head over the keys its queries see, [H] float32."""
+    T, H, K = q_THK.shape
+    k_HKT = k_TGK.repeat_interleave(H // k_TGK.shape[1], dim=1).permute(1, 2, 0)
+    positions = torch.arange(T, device=q_THK.device)
+    blocks = []
+    for start in range(0, T, OBSERVED_BLOCK):
+        queries = positions[start : start + OBSERVED_BLOCK]
+        first, last = max(start - window, 0), start + queries.shape[0]
+        logits_HQT = q_THK[start:last].transpose(0, 1) @ k_HKT[..., first:last]
+        distance_QT = queries[:, None] - positions[first:last]
+        seen_QT = (distance_QT >= 0) & (distance_QT <= window)
+        blocks.append(logits_HQT.masked_fill(~seen_QT, float("-inf")).amax((1, 2)))
+    largest_H: Tensor = torch.stack(blocks).amax(0).float() * K**-0.5
+    return largest_H
+
+
 class Attention(nn.Module):
-    """One layer's attention. Queries and keys are rotated, normalised and scaled by `qk_scale`."""
+    """One layer's attention. Queries and keys are rotated, normalised and scaled by `qk_scale`.
+
+    Attributes:
+        seen_logits: each head's largest logit [H] since it was last filled with -inf, over the first row of
+            every batch that gradients were recorded for; there only where the config asks for it.
+    """
+
+    seen_logits: Tensor
 
     def __init__(self, config: ModelConfig, layer: int, kernels: Kernels) -> None:
         super().__init__()
         self.config, self.window, self.kernels = config, config.window_sizes[layer], kernels
-        self.c_q = Linear(config.width, config.width)
-        self.c_k = Linear(config.width, config.kv_width)
-        self.c_v = Linear(config.width, config.kv_width)
-        self.c_proj = Linear(config.width, config.width)
+        self.c_q = self._linear(config.width)
+        self.c_k = self._linear(config.kv_width)
+        self.c_v = self._linear(config.kv_width)
+        self.c_proj = self._linear(config.width)
         gated = layer in config.value_embedding_layers
         self.ve_gate = Linear(config.ve_gate_channels, config.num_kv_heads) if gated else None
+        channels = config.attention_gate_channels
+        self.output_gate = Linear(channels, config.num_heads) if channels else None
+        if config.observes_logits:
+            self.register_buffer("seen_logits", torch.empty(config.num_heads), persistent=False)
 
     def forward(self, x_BTD: Tensor, value_embedding_BTD: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]; `value_embedding_BTD` is [B, T, G*K] where the layer has one."""
@@ -47,7 +79,26 @@ class Attention(nn.Module):
                 torch.sigmoid(self.ve_gate(x_BTD[..., : config.ve_gate_channels])) * config.ve_gate_range
             )
             v_BTGK = v_BTGK + gate_BTG[..., None] * value_embedding_BTD.view_as(v_BTGK)
-        q_BTHK, k_BTGK = self.kernels.rotary_qk_norm(q_BTHK, k_BTGK, cos, sin, config.qk_scale)
+        q_BTHK, k_BTGK = self._positioned(q_BTHK, k_BTGK, cos, sin)
+        if config.observes_logits and torch.is_grad_enabled():
+            self._observe(q_BTHK[0].detach(), k_BTGK[0].detach())
         y_BTHK = self.kernels.attention(q_BTHK, k_BTGK, v_BTGK, self.window)
+        if self.output_gate is not None:
+            gate_BTH = 2.0 * torch.sigmoid(self.output_gate(x_BTD[..., : config.attention_gate_channels]))
+            y_BTHK = y_BTHK * gate_BTH[..., None]
         output_BTD: Tensor = self.c_proj(y_BTHK.reshape(B, T, -1))
         return output_BTD
+
+    def _linear(self, out_features: int) -> Linear:
+        width = self.config.width
+        return Linear(width, out_features, fp8_product(self.config, self.kernels, width, out_features))
+
+    def _positioned(self, q_BTHK: Tensor, k_BTGK: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.config.qk_scale
+        if self.config.qk_norm:
+            return self.kernels.rotary_qk_norm(q_BTHK, k_BTGK, cos, sin, scale)
+        return rotate(q_BTHK, cos, sin) * scale, rotate(k_BTGK, cos, sin) * scale
+
+    def _observe(self, q_THK: Tensor, k_TGK: Tensor) -> None:
+        seen_H = largest_logits(q_THK, k_TGK, self.window)
+        self.seen_logits.copy_(torch.maximum(self.seen_logits, seen_H))

@@ -9,6 +9,9 @@ import msgspec
 
 # The vocabulary is padded to a multiple of this, so that the head's GEMM has aligned rows.
 VOCAB_MULTIPLE = 64
+VALUE_EMBEDDING_STRIDES = {"alternate": 2, "third": 3}
+# Tensor cores take fp8 operands of whole blocks of this many numbers.
+FP8_MULTIPLE = 16
 
 
 class InitConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +28,7 @@ class InitConfig(msgspec.Struct, frozen=True, kw_only=True):
     resid_lambda_last: float
     x0_lambda_first: float
     x0_lambda_last: float
+    bigram_lambda: float = 0.0
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,11 +52,29 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     smear_channels: int  # 0 = no smear
     backout_layer: int  # -1 = no backout
     init: InitConfig
+    rotary: bool = True  # False: no positions at all (NoPE)
+    qk_norm: bool = True
+    attention_gate_channels: int = 0  # 0 = no gate on the attention's output
+    tied_embeddings: bool = False  # the head's table is the embedding's
+    bigram_rows: int = 0  # rows of the table of hashed token pairs; 0 = none
+    bigram_masked_token: int = -1  # token that is in no pair with the one before it; -1 = none
+    fp8: str = "off"  # "tensorwise" or "rowwise": products of the large matrices in training
+    fp8_min_dim: int = 0  # ... with no side smaller than this
+    observes_logits: bool = False  # attention keeps each head's largest logit
 
     @property
     def kv_width(self) -> int:
         """Width of keys and values: all their heads together."""
         return self.num_kv_heads * self.head_dim
+
+    def in_fp8(self, in_features: int, out_features: int) -> bool:
+        """Whether a matrix of this shape is multiplied in fp8 in training."""
+        sides = in_features, out_features
+        return (
+            self.fp8 != "off"
+            and min(sides) >= self.fp8_min_dim
+            and all(side % FP8_MULTIPLE == 0 for side in sides)
+        )
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -67,7 +89,7 @@ def window_sizes(pattern: str, depth: int, sequence_length: int, short_window: i
 
 
 def value_embedding_layers(placement: str, depth: int) -> tuple[int, ...]:
-    """Layers with a value embedding: every second one counted from the last ("alternate"), or none."""
+    """Layers with a value embedding: every second ("alternate") or third one from the last on, or none."""
     if placement == "none":
         return ()
-    return tuple(i for i in range(depth) if (depth - 1 - i) % 2 == 0)
+    return tuple(i for i in range(depth) if (depth - 1 - i) % VALUE_EMBEDDING_STRIDES[placement] == 0)

@@ -13,14 +13,16 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     attention = 2 * width * width + 2 * width * kv_width
     mlp = 2 * MLP_EXPANSION * width * width
     gates = len(config.value_embedding_layers) * config.num_kv_heads * config.ve_gate_channels
+    gates += config.depth * config.num_heads * config.attention_gate_channels
     smear = config.smear_channels + 1 if config.smear_channels else 0
+    bigram = {"bigram": config.bigram_rows * width, "bigram_lambda": config.depth}
     return {
-        "wte": vocab * width,
+        "wte": 0 if config.tied_embeddings else vocab * width,
         "value_embeds": len(config.value_embedding_layers) * vocab * kv_width,
         "lm_head": vocab * width,
         "matrices": config.depth * (attention + mlp) + gates,
         "scalars": 2 * config.depth + smear + (config.backout_layer >= 0),
-    }
+    } | (bigram if config.bigram_rows else {})
 
 
 def scaling_parameters(config: ModelConfig) -> int:
@@ -32,6 +34,14 @@ def scaling_parameters(config: ModelConfig) -> int:
 def matmul_parameters(config: ModelConfig) -> int:
     """Parameters that multiply the token stream; embeddings are look-ups and scalars are free."""
     return scaling_parameters(config) + config.smear_channels
+
+
+def fp8_share(config: ModelConfig) -> float:
+    """Share of the FLOPs of products with parameters that training spends in fp8."""
+    width, hidden = config.width, MLP_EXPANSION * config.width
+    shapes = [(width, width)] * 2 + [(width, config.kv_width)] * 2 + [(width, hidden), (hidden, width)]
+    layer = sum(rows * columns for rows, columns in shapes if config.in_fp8(rows, columns))
+    return config.depth * layer / matmul_parameters(config)
 
 
 def attention_flops_per_token(config: ModelConfig) -> int:

@@ -1,13 +1,16 @@
 """nanochat's GPT of Run 6: rotary positions, QK norm, relu^2, untied head, value embeddings, smear, backout.
 
 Parameters are float32 masters; activations are in one explicit compute dtype. The module is built on the meta
-device and filled by `init_weights` only. `forward` ends at the hidden states: the head belongs to the loss,
+device and filled by `model.initial` only. `forward` ends at the hidden states: the head belongs to the loss,
 which never holds all logits.
 
 Shapes: B batch, T tokens, D width, V vocabulary, L depth.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ from kernels.reference import rms_norm
 from model.attention import Attention, rotary_tables
 from model.config import ModelConfig
 from model.flops import MLP_EXPANSION
-from model.layers import Linear
+from model.layers import Linear, fp8_product
 
 
 class MLP(nn.Module):
@@ -26,11 +29,15 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
         self.kernels = kernels
-        self.c_fc = Linear(config.width, MLP_EXPANSION * config.width)
-        self.c_proj = Linear(MLP_EXPANSION * config.width, config.width)
+        width, hidden = config.width, MLP_EXPANSION * config.width
+        self.c_fc = Linear(width, hidden, fp8_product(config, kernels, width, hidden))
+        self.c_proj = Linear(hidden, width, fp8_product(config, kernels, hidden, width))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """[B, T, D] -> [B, T, D]; in fp8 product by product, else as one op."""
+        if self.c_fc.training_product is not None and torch.is_grad_enabled():
+            output_BTD: Tensor = self.c_proj(self.c_fc(x_BTD).relu().square())
+            return output_BTD
         return self.kernels.relu_squared_mlp(x_BTD, self.c_fc.weight, self.c_proj.weight)
 
 
@@ -50,9 +57,13 @@ class Block(nn.Module):
         scales: tuple[Tensor, Tensor],
         value_embedding_BTD: Tensor | None,
         tables: tuple[Tensor, Tensor],
+        add_bigrams: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]; `scales` are of x and x0, float32: in bf16 steps below 0.008 are lost."""
         x_BTD, normed_BTD = self.kernels.mix_rms_norm(x_BTD, x0_BTD, *scales)
+        if add_bigrams is not None:
+            x_BTD = add_bigrams(x_BTD)
+            normed_BTD = rms_norm(x_BTD)
         x_BTD = x_BTD + self.attn(normed_BTD, value_embedding_BTD, *tables)
         x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
         return x_BTD
@@ -71,6 +82,23 @@ class Smear(nn.Module):
         """[B, T, D] -> [B, T, D]; the first token of a row stays as it is."""
         gate_BT1 = self.scale.to(x_BTD.dtype) * torch.sigmoid(self.gate(x_BTD[:, 1:, : self.channels]))
         return torch.cat((x_BTD[:, :1], x_BTD[:, 1:] + gate_BT1 * x_BTD[:, :-1]), dim=1)
+
+
+class Bigrams(nn.Module):
+    """Adds a learned share of a table of hashed (previous, current) token pairs to the residual stream."""
+
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
+        super().__init__()
+        self.kernels, self.masked_token = kernels, config.bigram_masked_token
+        self.table = nn.Parameter(torch.empty(config.bigram_rows, config.width))
+        self.lambdas = nn.Parameter(torch.empty(config.depth))
+
+    def forward(self, x_BTD: Tensor, tokens_BT: Tensor, layer: int) -> Tensor:
+        """[B, T, D] -> [B, T, D]; the masked token's positions stay as they are."""
+        added_BTD = self.kernels.bigram_residual(x_BTD, self.table, tokens_BT, self.lambdas[layer])
+        if self.masked_token < 0:
+            return added_BTD
+        return torch.where((tokens_BT == self.masked_token)[..., None], x_BTD, added_BTD)
 
 
 class GPT(nn.Module):
@@ -96,10 +124,12 @@ class GPT(nn.Module):
             }
         )
         self.blocks = nn.ModuleList(Block(config, layer, kernels) for layer in range(config.depth))
-        self.lm_head = nn.Parameter(torch.empty(config.vocab_padded, config.width))
+        tied = config.tied_embeddings
+        self.lm_head = None if tied else nn.Parameter(torch.empty(config.vocab_padded, config.width))
         self.resid_lambdas = nn.Parameter(torch.empty(config.depth))
         self.x0_lambdas = nn.Parameter(torch.empty(config.depth))
         self.smear = Smear(config) if config.smear_channels else None
+        self.bigrams = Bigrams(config, kernels) if config.bigram_rows else None
         self.backout_lambda = nn.Parameter(torch.empty(1)) if config.backout_layer >= 0 else None
         cos, sin = rotary_tables(config, self.wte.device, compute_dtype)
         self.register_buffer("cos", cos, persistent=False)
@@ -115,7 +145,9 @@ class GPT(nn.Module):
         x0_BTD, middle_BTD = x_BTD, None
         for layer, block in enumerate(self.blocks):
             scales = self.resid_lambdas[layer], self.x0_lambdas[layer]
-            x_BTD = block(x_BTD, x0_BTD, scales, self.value_embedding(layer, tokens_BT), tables)
+            add_bigrams = self.bigrams and partial(self.bigrams, tokens_BT=tokens_BT, layer=layer)
+            values_BTD = self.value_embedding(layer, tokens_BT)
+            x_BTD = block(x_BTD, x0_BTD, scales, values_BTD, tables, add_bigrams)
             if layer == self.config.backout_layer:
                 middle_BTD = x_BTD
         if middle_BTD is not None and self.backout_lambda is not None:
@@ -130,68 +162,11 @@ class GPT(nn.Module):
 
     def head_weight(self) -> Tensor:
         """The head's rows of the real vocabulary, [V, D] float32."""
-        return self.lm_head[: self.config.vocab_size]
+        table = self.wte if self.lm_head is None else self.lm_head
+        return table[: self.config.vocab_size]
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Soft-capped logits [B, T, V] in float32, for probes and sampling; training never calls it."""
         logits_BTV = (hidden_BTD @ self.head_weight().to(hidden_BTD.dtype).T).float()
         softcap = self.config.softcap
         return softcap * torch.tanh(logits_BTV / softcap) if softcap else logits_BTV
-
-
-@torch.no_grad()
-def init_weights(model: GPT, generator: torch.Generator) -> None:
-    """Fill every parameter and buffer, from one generator on the CPU: every device starts from the same bits.
-
-    | parameter | distribution |
-    | --- | --- |
-    | wte, lm_head | normal, `wte_std` and `lm_head_std` |
-    | c_q, c_k, c_v, value embeddings | uniform of standard deviation 1/sqrt(width) |
-    | c_fc | the same times `c_fc_scale` |
-    | both c_proj | zero |
-    | gates | uniform in [0, max] |
-    | lambdas | linear over the layers; constants for smear and backout |
-    """
-    config, init = model.config, model.config.init
-    bound = (3.0 / config.width) ** 0.5  # a uniform of this bound has standard deviation 1/sqrt(width)
-
-    def normal(tensor: Tensor, std: float) -> None:
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * std)
-
-    def uniform(tensor: Tensor, low: float, high: float) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-
-    normal(model.wte, init.wte_std)
-    normal(model.lm_head, init.lm_head_std)
-    for table in model.value_embeds.values():
-        uniform(table, -bound, bound)
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
-            uniform(matrix.weight, -bound, bound)
-        uniform(block.mlp.c_fc.weight, -bound * init.c_fc_scale, bound * init.c_fc_scale)
-        for matrix in (block.attn.c_proj, block.mlp.c_proj):
-            matrix.weight.zero_()
-        if block.attn.ve_gate is not None:
-            uniform(block.attn.ve_gate.weight, 0.0, init.ve_gate_max)
-    model.resid_lambdas.copy_(torch.linspace(init.resid_lambda_first, init.resid_lambda_last, config.depth))
-    model.x0_lambdas.copy_(torch.linspace(init.x0_lambda_first, init.x0_lambda_last, config.depth))
-    if model.smear is not None:
-        uniform(model.smear.gate.weight, 0.0, init.smear_gate_max)
-        model.smear.scale.fill_(init.smear_lambda)
-    if model.backout_lambda is not None:
-        model.backout_lambda.fill_(init.backout_lambda)
-    cos, sin = rotary_tables(config, model.wte.device, model.compute_dtype)
-    model.cos.copy_(cos)
-    model.sin.copy_(sin)
-
-
-def build(
-    config: ModelConfig, compute_dtype: torch.dtype, kernels: Kernels, device: torch.device, seed: int
-) -> GPT:
-    """A model on `device`, initialised from `seed`."""
-    with torch.device("meta"):
-        model = GPT(config, compute_dtype, kernels)
-    model.to_empty(device=device)
-    init_weights(model, torch.Generator().manual_seed(seed))
-    return model

@@ -11,6 +11,7 @@ class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The three schedules' constants; steps count from 0."""
 
     warmup_steps: int
+    warmup_ratio: float | None = None  # share of all steps, instead of `warmup_steps`
     warmdown_ratio: float  # share of all steps
     warmdown_shape: str  # linear | cosine | sqrt
     final_lr_fraction: float
@@ -38,9 +39,12 @@ def warmdown_progress(step: int, total: float, config: ScheduleConfig) -> float:
 
 
 def learning_rate_scale(step: int, total: float, config: ScheduleConfig) -> float:
-    """Linear warm-up over `warmup_steps`, constant, then the warmdown to `final_lr_fraction`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+    """Linear warm-up, constant, then the warmdown to `final_lr_fraction`."""
+    warmup_steps = config.warmup_steps
+    if config.warmup_ratio is not None:
+        warmup_steps = round(config.warmup_ratio * total)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
     remaining = 1.0 - warmdown_progress(step, total, config)
     if config.warmdown_shape == "cosine":
         remaining = 0.5 * (1.0 - math.cos(math.pi * remaining))

@@ -41,6 +41,7 @@ class Row(NamedTuple):
     peak_bytes: int
     mfu: float | None
     num_proofs: int  # fused kernels proved equal to their references on the run's device
+    inert: list[str]  # levers that were on and did nothing in any run
     machine: str
     seeds: list[int]
     complete: bool  # every seed of the track, none diverged
@@ -121,6 +122,9 @@ def _row(track: NamedTrack, group: list[Record]) -> Row | None:
         peak_bytes=max(record.memory.peak_bytes for record in finished),
         mfu=statistics.fmean(mfus) if mfus else None,
         num_proofs=min(len(record.proofs) for record in finished),
+        inert=sorted(
+            lever for lever in first.features if all(record.features.get(lever) == 0.0 for record in finished)
+        ),
         machine=" / ".join(sorted({_machine(record) for record in finished})),
         seeds=seeds,
         complete=set(range(track.track.seeds.count)) <= set(seeds) and _reached(track, finished),

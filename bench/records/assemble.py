@@ -40,6 +40,7 @@ class Outcome(NamedTuple):
     documents: BitsPerByte | None
     bestfit: BitsPerByte | None
     probes: Probes | None
+    features: dict[str, float]
 
 
 class Measured(NamedTuple):
@@ -62,7 +63,6 @@ class Measured(NamedTuple):
     memory: PeakMemory
     proofs: list[Proof]
     dispatches: dict[str, int]
-    features: dict[str, float]
     warnings: list[str]
     events_tip: str
     image_digest: str
@@ -91,7 +91,7 @@ def assemble(measured: Measured) -> schema.Record:
         curves=_curves(measured.progress),
         proofs=measured.proofs,
         dispatches=measured.dispatches,
-        features=measured.features,
+        features=measured.outcome.features,
         warnings=measured.warnings + _judge(measured, timing),
         events_sha256_tip=measured.events_tip,
         num_events=measured.progress.num_events,

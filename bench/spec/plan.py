@@ -9,24 +9,19 @@ import msgspec
 
 from bench.errors import PlanRefused
 from bench.spec.memory import MemoryEstimate, estimate_memory, fitting_sequences
-from bench.spec.recipe import AdamW, Recipe, Schedule
+from bench.spec.recipe import Recipe, Schedule
+from bench.spec.scaling import REFERENCE_DEPTH, Rates, batch_tokens, scaled_rates, tau
 from bench.spec.submission import Submission, sha256
 from bench.spec.track import NamedTrack, horizon_kind, on_track, scale_fields
-from kernels.choices import CUDA_ONLY, Choice, choose
+from kernels.choices import ALWAYS, CUDA_ONLY, IMPLEMENTATIONS, Choice, choose
 from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_layers, window_sizes
-from model.flops import flops_per_token, parameters, scaling_parameters
+from model.flops import flops_per_token, fp8_share, parameters, scaling_parameters
 from model.schedule import ScheduleConfig
 
-# Where the recipes' learning rates, decays and batch were tuned (nanochat, dev/LOG.md and base_train.py).
-REFERENCE_DEPTH = 12
-REFERENCE_BATCH_TOKENS = 2**19
-REFERENCE_WIDTH = 768
 MAX_TOKENS = 10**15  # a million times nanochat's speedruns; counts of tokens and bytes below it fit 64 bits
 MAX_BYTES = 2**60
-BATCH_EXPONENT = 0.383  # Power Lines, arXiv 2505.13738: optimal batch grows as tokens^0.383
-# AdamW groups whose learning rate goes with 1/sqrt(width), and with the batch (nanochat's setup_optimizer).
-WIDTH_SCALED = ("lm_head", "wte", "value_embeds")
-BATCH_SCALED = ("lm_head", "wte", "value_embeds", "resid", "x0")
+# The tokenizer's special tokens are the last of its ids, the start of a document first among them.
+NUM_SPECIAL_TOKENS = 9
 
 
 class PlanMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,16 +35,6 @@ class PlanMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     flops_per_s: float | None  # sustained training rate of all devices
     rate_source: str
     compile_refusal: str = ""  # why this device trains eagerly; "" where it compiles
-
-
-class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """Learning rates and decays after all scaling."""
-
-    matrix_lr: float
-    weight_decay: float
-    adamw_lr: dict[str, float]
-    batch_lr_scale: float
-    width_lr_scale: float
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +112,21 @@ def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
         ve_gate_range=model.ve_gate_range,
         smear_channels=model.smear_channels if model.smear else 0,
         backout_layer=depth // 2 if model.backout else -1,
-        init=InitConfig(**init, ve_gate_max=model.ve_gate_init, smear_gate_max=model.smear_gate_init),
+        init=InitConfig(
+            **init,
+            ve_gate_max=model.ve_gate_init,
+            smear_gate_max=model.smear_gate_init,
+            bigram_lambda=model.bigram.lambda_init,
+        ),
+        rotary=model.positions == "rotary",
+        qk_norm=model.qk_norm,
+        attention_gate_channels=model.attention_gate_channels,
+        tied_embeddings=model.tied_embeddings,
+        bigram_rows=model.bigram.factor * model.vocab_size,
+        bigram_masked_token=model.vocab_size - NUM_SPECIAL_TOKENS if model.bigram.mask_bos else -1,
+        fp8=recipe.precision.fp8,
+        fp8_min_dim=recipe.precision.fp8_min_dim,
+        observes_logits=recipe.optimizer.muon.qk_clip == "logit",
     )
 
 
@@ -144,46 +143,18 @@ def schedule_config(recipe: Recipe) -> ScheduleConfig:
     )
 
 
-def auto_batch_tokens(horizon_ratio: float) -> int:
-    """2^round(log2(2^19 x (D/D_d12)^0.383)); `horizon_ratio` is D/D_d12."""
-    return int(2 ** round(math.log2(REFERENCE_BATCH_TOKENS * horizon_ratio**BATCH_EXPONENT)))
-
-
-def target_tokens(recipe: Recipe, config: ModelConfig, batch_tokens: int, machine: PlanMachine) -> int:
+def target_tokens(recipe: Recipe, config: ModelConfig, batch: int, machine: PlanMachine) -> int:
     """Tokens the horizon asks for, before whole steps. Under seconds: an estimate from the machine's rate."""
     horizon, kind = recipe.horizon, horizon_kind(recipe.horizon)
     if kind == "param_data_ratio":
         return int((horizon.param_data_ratio or 0.0) * scaling_parameters(config))
     if kind == "iterations":
-        return (horizon.iterations or 0) * batch_tokens
+        return (horizon.iterations or 0) * batch
     if kind == "tokens":
         return horizon.tokens or 0
     if kind == "flops":
         return round((horizon.flops or 0.0) / flops_per_token(config))
     return int((horizon.seconds or 0.0) * (machine.flops_per_s or 0.0) / flops_per_token(config))
-
-
-def scaled_rates(recipe: Recipe, width: int, batch_tokens: int, horizon_ratio: float) -> Rates:
-    """LR x sqrt(B/2^19); AdamW's also x sqrt(768/width); weight decay x sqrt(B/2^19) x D_d12/D.
-
-    The last keeps tau = B / (eta lambda D) constant (arXiv 2405.13698) when eta goes with sqrt(B).
-    """
-    batch_scale = math.sqrt(batch_tokens / REFERENCE_BATCH_TOKENS)
-    width_scale = math.sqrt(REFERENCE_WIDTH / width)
-    muon = recipe.optimizer.muon
-    adamw_lr = {
-        group: getattr(recipe.optimizer.adamw, group).lr
-        * (width_scale if group in WIDTH_SCALED else 1.0)
-        * (batch_scale if group in BATCH_SCALED else 1.0)
-        for group in AdamW.__struct_fields__
-    }
-    return Rates(
-        matrix_lr=muon.lr * batch_scale,
-        weight_decay=muon.weight_decay * batch_scale / horizon_ratio,
-        adamw_lr=adamw_lr,
-        batch_lr_scale=batch_scale,
-        width_lr_scale=width_scale,
-    )
 
 
 def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -> Plan:
@@ -197,7 +168,7 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
     scaling = scaling_parameters(config)
     # D/D_d12 at one ratio is the ratio of the scaling parameters, whatever the horizon is given in.
     horizon_ratio = scaling / scaling_parameters(model_config(recipe, REFERENCE_DEPTH))
-    batch = auto_batch_tokens(horizon_ratio) if recipe.batch.tokens == "auto" else recipe.batch.tokens
+    batch = batch_tokens(recipe, horizon_ratio)
     target = target_tokens(recipe, config, batch, machine)
     iterations = target // batch
     world = track.track.hardware.device_count
@@ -232,8 +203,8 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         predicted_peak_bytes=memory.total_bytes,
         predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
-        kernels=[choice._asdict() for choice in _kernel_choices(recipe, machine)],
-        refusals=refusals + _refusals(recipe, iterations, memory, machine, track),
+        kernels=[choice._asdict() for choice in _kernel_choices(recipe, config, machine)],
+        refusals=refusals + _refusals(recipe, config, iterations, memory, machine, track),
     )
 
 
@@ -261,17 +232,22 @@ def _shape_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _rate_fields(rates: Rates, batch_tokens: int, tokens: int) -> dict[str, Any]:
+def _rate_fields(rates: Rates, batch: int, tokens: int) -> dict[str, Any]:
     return {
         "matrix_lr": rates.matrix_lr,
         "weight_decay": rates.weight_decay,
-        "tau": _tau(batch_tokens, rates, tokens),
+        "tau": tau(batch, rates, tokens),
         "rates": rates,
     }
 
 
-def _kernel_choices(recipe: Recipe, machine: PlanMachine) -> tuple[Choice, ...]:
-    return choose(machine.device_kind, msgspec.structs.asdict(recipe.kernels))
+def _kernel_choices(recipe: Recipe, config: ModelConfig, machine: PlanMachine) -> tuple[Choice, ...]:
+    used = set(ALWAYS)
+    used -= set() if config.qk_norm else {"rotary_qk_norm"}
+    used |= {"bigram_residual"} if config.bigram_rows else set()
+    used |= {"fp8_linear"} if fp8_share(config) else set()
+    ops = [op for op in IMPLEMENTATIONS if op in used]
+    return choose(machine.device_kind, msgspec.structs.asdict(recipe.kernels), ops)
 
 
 def _rows_at_once(
@@ -296,12 +272,6 @@ def _rows_at_once(
     return asked, rows // asked, []
 
 
-def _tau(batch_tokens: int, rates: Rates, tokens: int) -> float:
-    """B / (eta lambda D): the share of the run over which weight decay forgets; inf without decay."""
-    product = rates.matrix_lr * rates.weight_decay * tokens
-    return batch_tokens / product if product else math.inf
-
-
 def _predicted_seconds(recipe: Recipe, total_flops: float, machine: PlanMachine) -> float | None:
     if recipe.horizon.seconds is not None:
         return recipe.horizon.seconds
@@ -316,7 +286,12 @@ def _dollars(seconds: float | None, track: NamedTrack) -> float | None:
 
 
 def _refusals(
-    recipe: Recipe, iterations: int, memory: MemoryEstimate, machine: PlanMachine, track: NamedTrack
+    recipe: Recipe,
+    config: ModelConfig,
+    iterations: int,
+    memory: MemoryEstimate,
+    machine: PlanMachine,
+    track: NamedTrack,
 ) -> list[str]:
     refusals = []
     needed = track.track.hardware.machine_class
@@ -326,7 +301,7 @@ def _refusals(
         )
     refusals += [
         f"kernels.{choice.op}: {choice.implementation} needs CUDA, this is {machine.device_kind}"
-        for choice in _kernel_choices(recipe, machine)
+        for choice in _kernel_choices(recipe, config, machine)
         if choice.implementation in CUDA_ONLY and machine.device_kind != "cuda"
     ]
     if iterations < 1 and recipe.horizon.seconds is None:  # a clock decides by itself how many steps fit

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from bench.spec.plan import REFERENCE_BATCH_TOKENS, Plan
+from bench.spec.plan import Plan
+from bench.spec.scaling import REFERENCE_BATCH_TOKENS
 
 Row = tuple[str, str, str]
 

@@ -30,6 +30,19 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Base of every table: immutable, keywords only, unknown fields refused."""
 
 
+class Bigram(Table, frozen=True, kw_only=True):
+    """[model.bigram]: a table of hashed token pairs added to the residual stream before every layer.
+
+    Source: karpathy/nanochat pull 747 (seeds its constants), `x <- resid x + x0 x0 + lambda table[hash]`.
+    """
+
+    factor: Annotated[int, Meta(ge=0, le=64, description="rows of the table a token; 0 is off")] = 0
+    lambda_init: Annotated[float, Meta(description="initial strength, a layer; the table starts at 0")] = 0.05
+    mask_bos: Annotated[
+        bool, Meta(description="no pair across the start of a document (pull 747 has them)")
+    ] = False
+
+
 class Model(Table, frozen=True, kw_only=True):
     """[model]: the shape. width = ceil(depth x aspect_ratio / head_dim) x head_dim."""
 
@@ -51,13 +64,24 @@ class Model(Table, frozen=True, kw_only=True):
     rope_base: Annotated[float, Meta(ge=1.0, le=1e9, description="base of the rotary frequencies")] = (
         100_000.0
     )
+    positions: Annotated[Literal["rotary", "none"], Meta(description="none: NoPE, arXiv 2203.16634")] = (
+        "rotary"
+    )
+    qk_norm: Annotated[bool, Meta(description="RMS norm of each query and key head")] = True
     qk_scale: Annotated[Positive, Meta(description="factor on normalised queries and keys")] = 1.2
     softcap: Annotated[NonNegative, Meta(description="logits are capped to +- this; 0 is off")] = 15.0
     value_embeddings: Annotated[
-        Literal["alternate", "none"], Meta(description="layers with a value embedding")
+        Literal["alternate", "third", "none"], Meta(description="layers with a value embedding")
     ] = "alternate"
     ve_gate_channels: Annotated[int, Meta(ge=1, le=1024, description="channels the gate reads")] = 12
     ve_gate_range: Annotated[Positive, Meta(description="the gate is this times a sigmoid")] = 3.0
+    attention_gate_channels: Annotated[
+        int, Meta(ge=0, le=1024, description="channels a head's output gate, 2 sigmoid(.), reads; 0 is off")
+    ] = 0
+    tied_embeddings: Annotated[
+        bool, Meta(description="the head is the embedding table, trained and initialised as the head")
+    ] = False
+    bigram: Bigram = Bigram()
     smear: Annotated[bool, Meta(description="mix in the previous token's embedding")] = True
     smear_channels: Annotated[int, Meta(ge=1, le=1024, description="channels the smear gate reads")] = 24
     backout: Annotated[bool, Meta(description="subtract the middle layer's residual before the head")] = True
@@ -94,8 +118,20 @@ class Muon(Table, frozen=True, kw_only=True):
     renormalise: Annotated[
         bool, Meta(description="Muon+: the Frobenius norm is restored to sqrt(min(rows, columns)) after it")
     ] = False
+    qk_clip: Annotated[
+        Literal["off", "weight_rms", "logit"],
+        Meta(
+            description="MuonClip: W_q and W_k shrunk after a step, by their RMS singular value "
+            "(nanochat pull 733) or a head's largest logit (Kimi K2, arXiv 2507.20534)"
+        ),
+    ] = "off"
+    qk_clip_tau: Annotated[Positive, Meta(description="the largest logit allowed")] = 100.0
     normuon_beta2: Annotated[Beta, Meta(description="NorMuon's averaging; 0 is off")] = 0.9
     weight_decay: Annotated[NonNegative, Meta(description="cautious weight decay at the reference")] = 0.28
+    weight_decay_rule: Annotated[
+        Literal["constant-tau", "depth-squared"],
+        Meta(description="x sqrt(B/2^19) D_d12/D, or x (12/depth)^2 (nanochat until its Run 3)"),
+    ] = "constant-tau"
     weight_decay_shape: Annotated[
         Literal["constant", "linear", "cosine"], Meta(description="over the run")
     ] = "cosine"
@@ -120,6 +156,8 @@ class AdamW(Table, frozen=True, kw_only=True):
     resid: AdamWGroup = AdamWGroup(lr=0.005, weight_decay=0.05)
     x0: AdamWGroup = AdamWGroup(lr=0.5, beta1=0.96)
     smear: AdamWGroup = AdamWGroup(lr=0.2)
+    bigram: AdamWGroup = AdamWGroup(lr=0.3, beta1=0.75, weight_decay=0.01)
+    bigram_lambda: AdamWGroup = AdamWGroup(lr=0.004, beta1=0.9)
 
 
 class Optimizer(Table, frozen=True, kw_only=True):
@@ -133,6 +171,9 @@ class Schedule(Table, frozen=True, kw_only=True):
     """[schedule]: the learning rate over the run."""
 
     warmup_steps: Annotated[int, Meta(ge=0, le=10**6, description="linear warm-up, in steps")] = 40
+    warmup_ratio: (
+        Annotated[Fraction, Meta(description="share of all steps, instead of warmup_steps")] | None
+    ) = None
     warmdown_ratio: Annotated[Fraction, Meta(description="share of all steps")] = 0.65
     warmdown_shape: Annotated[Literal["linear", "cosine", "sqrt"], Meta(description="shape of the decay")] = (
         "linear"
@@ -159,10 +200,35 @@ class Batch(Table, frozen=True, kw_only=True):
     )
 
 
+class Scaling(Table, frozen=True, kw_only=True):
+    """[scaling]: factors on what the plan derives for this size; 1 is the nominal transfer."""
+
+    learning_rate: Annotated[Positive, Meta(description="of every group")] = 1.0
+    weight_decay: Annotated[NonNegative, Meta(description="of the matrices")] = 1.0
+    batch: Annotated[
+        Positive, Meta(description="of an auto batch, to whole rows; rates follow the batch")
+    ] = 1.0
+
+
+class Loss(Table, frozen=True, kw_only=True):
+    """[loss]."""
+
+    z_loss: Annotated[
+        NonNegative, Meta(description="factor on the squared log normaliser (PaLM, arXiv 2204.02311)")
+    ] = 0.0
+
+
 class Precision(Table, frozen=True, kw_only=True):
     """[precision]: dtype of activations and of weights at use; masters and moments are float32."""
 
     compute: Literal["float32", "bfloat16"] = "bfloat16"
+    fp8: Annotated[
+        Literal["off", "tensorwise", "rowwise"],
+        Meta(description="scaling of fp8 matrix products in training"),
+    ] = "off"
+    fp8_min_dim: Annotated[
+        int, Meta(ge=16, le=2**16, description="matrices with a smaller side stay in compute")
+    ] = 128
 
 
 class Kernels(Table, frozen=True, kw_only=True):
@@ -178,12 +244,17 @@ class Kernels(Table, frozen=True, kw_only=True):
     polar_express: Literal["auto", "reference", "two-forms", "triton"] = "auto"
     muon_update: Literal["auto", "reference", "in-place", "triton"] = "auto"
     adamw: Literal["auto", "reference", "fused", "triton"] = "auto"
+    bigram_residual: Literal["auto", "reference", "sorted", "triton"] = "auto"
+    fp8_linear: Literal["auto", "reference", "scaled-mm", "triton"] = "auto"
 
 
 class Compile(Table, frozen=True, kw_only=True):
     """[compile]: torch.compile of the trunk and of the loss's pass over the logits."""
 
     enabled: bool = True
+    mode: Annotated[
+        Literal["default", "max-autotune-no-cudagraphs"], Meta(description="torch.compile's mode")
+    ] = "default"
 
 
 class Data(Table, frozen=True, kw_only=True):
@@ -228,6 +299,8 @@ class Recipe(Table, frozen=True, kw_only=True):
     schedule: Schedule = Schedule()
     horizon: Horizon = Horizon(param_data_ratio=12.0)
     batch: Batch = Batch()
+    scaling: Scaling = Scaling()
+    loss: Loss = Loss()
     precision: Precision = Precision()
     kernels: Kernels = Kernels()
     compile: Compile = Compile()

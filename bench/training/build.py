@@ -14,9 +14,11 @@ from bench.spec.recipe import AdamW
 from bench.training.loop import LoopConfig, Trainer
 from kernels.choices import Choice
 from kernels.dispatch import bind
-from model.gpt import GPT, build
+from model.gpt import GPT
+from model.initial import build
 from model.optimizers.combined import MuonAdamW
 from model.optimizers.groups import AdamWConstants, MuonConstants, param_groups
+from model.optimizers.qk_clip import QKClip
 
 
 def seed_stream(seed: int, name: str) -> int:
@@ -39,11 +41,13 @@ def build_trainer(
     optimizer = MuonAdamW(
         param_groups(model, _adamw_constants(plan), _muon_constants(plan)), dtype, kernels, process_group
     )
-    trunk = _compiled(model) if plan.compiled else model
-    return Trainer(model, trunk, optimizer)
+    trunk = _compiled(model, plan.recipe.compile.mode) if plan.compiled else model
+    muon = plan.recipe.optimizer.muon
+    clip = None if muon.qk_clip == "off" else QKClip(model, muon.qk_clip, muon.qk_clip_tau, process_group)
+    return Trainer(model, trunk, optimizer, clip, plan.recipe.loss.z_loss)
 
 
-def _compiled(model: GPT) -> Callable[[Tensor], Tensor]:
+def _compiled(model: GPT, mode: str) -> Callable[[Tensor], Tensor]:
     """The model compiled, its traced forward and backward kept in the cache too.
 
     torch keeps no graph with a custom autograd function by default, since it cannot see into one that is not
@@ -53,7 +57,7 @@ def _compiled(model: GPT) -> Callable[[Tensor], Tensor]:
 
     if hasattr(functorch_config, "autograd_cache_allow_custom_autograd_functions"):
         functorch_config.autograd_cache_allow_custom_autograd_functions = True
-    trunk: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False, fullgraph=True)
+    trunk: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False, fullgraph=True, mode=mode)
     return trunk
 
 

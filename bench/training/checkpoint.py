@@ -17,8 +17,7 @@ from torch import Tensor
 
 from bench.data.storage import sha256_file, sync_folder, write_synced, writing
 from bench.errors import DataError
-from model.gpt import GPT
-from model.optimizers.combined import MuonAdamW
+from bench.training.loop import Trainer
 
 KEEP = 2
 
@@ -37,14 +36,14 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tensors_sha256: str = ""
 
 
-def save(folder: Path, model: GPT, optimizer: MuonAdamW, state: RunState) -> Path:
+def save(folder: Path, trainer: Trainer, state: RunState) -> Path:
     """Write `step-N` into `folder` atomically and drop all but the newest `KEEP`.
 
     Raises:
         DataError: no room or no permission; what was there before stays whole.
     """
     target, building = folder / f"step-{state.step:08d}", folder / ".building"
-    tensors = _tensors(model, optimizer)
+    tensors = _tensors(trainer)
     with writing(building, sum(tensor.nbytes for tensor in tensors.values())):
         shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
         try:
@@ -111,9 +110,12 @@ def newest_whole(folder: Path, plan_sha256: str, seed: int) -> tuple[RunState, d
     return None
 
 
-def _tensors(model: GPT, optimizer: MuonAdamW) -> dict[str, Tensor]:
-    """Every tensor of the run by a stable name: parameters, and optimizer states by group and parameter."""
-    tensors = {f"model.{name}": param.detach() for name, param in model.named_parameters()}
+def _tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """Every tensor of the run by a stable name: parameters, optimizer states by group, counts."""
+    optimizer = trainer.optimizer
+    tensors = {f"model.{name}": param.detach() for name, param in trainer.model.named_parameters()}
+    if trainer.clip is not None:
+        tensors["clip.counts"] = trainer.clip.counts
     for group in optimizer.param_groups:
         for i, param in enumerate(group["params"]):
             for key, value in optimizer.state.get(param, {}).items():
@@ -123,14 +125,16 @@ def _tensors(model: GPT, optimizer: MuonAdamW) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def restore(tensors: Mapping[str, Tensor], model: GPT, optimizer: MuonAdamW) -> None:
+def restore(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
     """Put a checkpoint's tensors back, bit for bit.
 
     Raises:
         DataError: a tensor is missing or of another shape.
     """
-    rest = dict(tensors)
-    for name, param in model.named_parameters():
+    rest, optimizer = dict(tensors), trainer.optimizer
+    if trainer.clip is not None:
+        trainer.clip.counts.copy_(_take(rest, "clip.counts", (2,)))
+    for name, param in trainer.model.named_parameters():
         param.data.copy_(_take(rest, f"model.{name}", tuple(param.shape)))
     for group in optimizer.param_groups:
         if "step" in group:

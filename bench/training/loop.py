@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.data.loader import Batch, Cursor
 from model.gpt import GPT
 from model.optimizers.combined import MuonAdamW
+from model.optimizers.qk_clip import QKClip
 from model.schedule import ScheduleConfig, StepScales, scales_at
 
 
@@ -55,15 +56,17 @@ class LoopConfig(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """What trains: `trunk` is `model`, compiled or not."""
+    """What trains: `trunk` is `model`, compiled or not; `clip` acts on the weights after each step."""
 
     model: GPT
     trunk: Callable[[Tensor], Tensor]
     optimizer: MuonAdamW
+    clip: QKClip | None = None
+    z_loss: float = 0.0
 
 
 def batch_loss(trainer: Trainer, batch: Batch) -> Tensor:
-    """Mean loss of a micro-batch in nats a token, a float32 scalar."""
+    """Mean loss of a micro-batch in nats a token, its z-loss included: a float32 scalar."""
     hidden_BTD = trainer.trunk(batch.inputs)
     return trainer.model.kernels.linear_cross_entropy(
         hidden_BTD.flatten(0, 1),
@@ -71,6 +74,7 @@ def batch_loss(trainer: Trainer, batch: Batch) -> Tensor:
         batch.targets.flatten(),
         softcap=trainer.model.config.softcap,
         reduction="mean",
+        z_loss=trainer.z_loss,
     )
 
 
@@ -145,6 +149,8 @@ def _step(trainer: Trainer, batches: Iterator[Batch], accumulation: int, scales:
         loss.backward()  # type: ignore[no-untyped-call]
         total = loss.detach() if total is None else total + loss.detach()
     trainer.optimizer.step(scales)
+    if trainer.clip is not None:
+        trainer.clip()
     trainer.optimizer.zero_grad(set_to_none=True)
     assert total is not None
     return total
@@ -157,3 +163,5 @@ def warm_up(trainer: Trainer, rows: int, sequence_length: int, device: torch.dev
     buffer = torch.randint(vocab, (2, rows, sequence_length), generator=generator).to(device)
     batch_loss(trainer, Batch(buffer, Cursor(step=0, micro=0))).backward()  # type: ignore[no-untyped-call]
     trainer.optimizer.zero_grad(set_to_none=True)
+    if trainer.clip is not None:
+        trainer.clip.forget()

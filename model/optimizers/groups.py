@@ -37,13 +37,16 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Groups for `MuonAdamW`: AdamW by name, then Muon by shape, so that a group's matrices stack."""
     named: dict[str, list[nn.Parameter]] = {
-        "lm_head": [model.lm_head],
-        "wte": [model.wte],
+        # A table that is both is trained as the head: at an embedding's rate logits would run away.
+        "lm_head": [model.wte if model.lm_head is None else model.lm_head],
+        "wte": [] if model.lm_head is None else [model.wte],
         "value_embeds": list(model.value_embeds.values()),
         "resid": [model.resid_lambdas],
         "x0": [model.x0_lambdas],
         "smear": list(model.smear.parameters()) if model.smear is not None else [],
     }
+    if model.bigrams is not None:
+        named |= {"bigram": [model.bigrams.table], "bigram_lambda": [model.bigrams.lambdas]}
     if model.backout_lambda is not None:
         named["smear"].append(model.backout_lambda)
     groups = [_adamw_group(name, params, adamw[name]) for name, params in named.items() if params]

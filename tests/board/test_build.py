@@ -111,6 +111,20 @@ def test_what_a_row_says() -> None:
     ]
 
 
+def test_a_lever_that_did_nothing_in_every_run_is_named_inert() -> None:
+    def row(*features: dict[str, float]) -> str:
+        records = [
+            msgspec.structs.replace(record, features=one)
+            for record, one in zip(runs(2.5, 2.6), features, strict=True)
+        ]
+        [cells] = table_lines(render([TRACK], records))
+        return cells[1]
+
+    assert row({"qk_clip": 0.0, "smear": 0.1}, {"qk_clip": 0.0, "smear": 0.0}).endswith("(inert: qk\\_clip)")
+    assert "inert" not in row({"qk_clip": 0.0}, {"qk_clip": 1e-9})
+    assert "inert" not in row({}, {})
+
+
 def test_two_methods_of_one_name_are_told_apart() -> None:
     recipe = quick_recipe()
     deeper = msgspec.structs.replace(recipe, model=msgspec.structs.replace(recipe.model, depth=5))

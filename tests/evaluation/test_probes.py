@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bench.errors import VerificationFailed
 from bench.evaluation.probes import check_frozen, probe, weights_sha256
-from model.gpt import GPT, build
+from model.gpt import GPT
+from model.initial import build
 from tests.model.configs import CPU, FUSED, VARIANTS, scrambled
 
 SEEDS = range(5)

@@ -11,7 +11,8 @@ from torch import Tensor
 from kernels.choices import choose
 from kernels.dispatch import Kernels, bind
 from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_layers, window_sizes
-from model.gpt import GPT, build
+from model.gpt import GPT
+from model.initial import build
 
 INIT = InitConfig(
     wte_std=0.8,
@@ -62,6 +63,12 @@ VARIANTS = {
     "full heads": small_config(num_kv_heads=4),
     "no levers": small_config(value_embedding_layers=(), smear_channels=0, backout_layer=-1, softcap=0.0),
     "one layer": small_config(depth=1, backout_layer=-1),  # a backout is undone by the norm
+    "bigrams": small_config(bigram_rows=5 * 70),
+    "bigrams but across documents": small_config(bigram_rows=99, bigram_masked_token=61),
+    "gated output": small_config(attention_gate_channels=7),
+    "no positions": small_config(rotary=False),
+    "no QK norm": small_config(qk_norm=False),
+    "tied": small_config(tied_embeddings=True),
     "odd depth": small_config(depth=3, softcap=20.0, ve_gate_channels=5),
 }
 
@@ -75,7 +82,8 @@ def scrambled(config: ModelConfig, dtype: torch.dtype = torch.float32, kernels: 
             noise = torch.randn(param.shape, generator=generator)
             fan_in = param.shape[1] if param.ndim == 2 else 4
             param.copy_(0.7 + 0.3 * noise if param.ndim == 1 else noise * fan_in**-0.5)
-        model.lm_head.mul_(4.0)
+        if model.lm_head is not None:
+            model.lm_head.mul_(4.0)
     return model
 
 

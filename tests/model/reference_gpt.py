@@ -40,6 +40,15 @@ def one_head(q_TK: Tensor, k_TK: Tensor, v_TK: Tensor, window: int) -> Tensor:
     return torch.stack(rows)
 
 
+def pair_rows(ids: Tensor, rows: int) -> list[int]:
+    """The bigram table's row of each token with the one before: 32-bit products, xor, floor-mod."""
+    found = [rows - 1]
+    for before, now in zip(ids.tolist(), ids.tolist()[1:], strict=False):
+        mixed = (36313 * now) % 2**32 ^ (27191 * before) % 2**32
+        found.append((mixed - 2**32 if mixed >= 2**31 else mixed) % (rows - 1))
+    return found
+
+
 def attention(
     weights: dict[str, Tensor], config: ModelConfig, layer: int, x_TD: Tensor, ids: Tensor
 ) -> Tensor:
@@ -58,10 +67,14 @@ def attention(
             table = weights[f"value_embeds.{layer}"]
             v = v + config.ve_gate_range * openness[:, None] * table[ids][:, theirs]
         q, k = (
-            config.qk_scale * unit_rms(turned(x, config.rope_base))
-            for x in (q_all[:, mine], k_all[:, theirs])
+            turned(x, config.rope_base) if config.rotary else x for x in (q_all[:, mine], k_all[:, theirs])
         )
-        heads.append(one_head(q, k, v, config.window_sizes[layer]))
+        q, k = (config.qk_scale * (unit_rms(x) if config.qk_norm else x) for x in (q, k))
+        y = one_head(q, k, v, config.window_sizes[layer])
+        if config.attention_gate_channels:
+            gate = weights[f"{name}.output_gate.weight"][head]
+            y = y * 2.0 * torch.sigmoid(x_TD[:, : config.attention_gate_channels] @ gate)[:, None]
+        heads.append(y)
     return torch.cat(heads, dim=1) @ weights[f"{name}.c_proj.weight"].T
 
 
@@ -77,6 +90,10 @@ def hidden_states(weights: dict[str, Tensor], config: ModelConfig, ids: Tensor) 
     start, middle = x, None
     for layer in range(config.depth):
         x = weights["resid_lambdas"][layer] * x + weights["x0_lambdas"][layer] * start
+        if config.bigram_rows:
+            pairs = weights["bigrams.table"][pair_rows(ids, config.bigram_rows)]
+            counted = (ids != config.bigram_masked_token)[:, None]
+            x = x + weights["bigrams.lambdas"][layer] * counted * pairs
         x = x + attention(weights, config, layer, unit_rms(x), ids)
         up = unit_rms(x) @ weights[f"blocks.{layer}.mlp.c_fc.weight"].T
         x = x + torch.clamp(up, min=0.0) ** 2 @ weights[f"blocks.{layer}.mlp.c_proj.weight"].T
@@ -91,7 +108,8 @@ def loss(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor, target
     """Mean nats of the counted targets."""
     nats = []
     for ids, wanted in zip(tokens, targets, strict=True):
-        logits = hidden_states(weights, config, ids) @ weights["lm_head"][: config.vocab_size].T
+        head = weights["wte" if config.tied_embeddings else "lm_head"][: config.vocab_size]
+        logits = hidden_states(weights, config, ids) @ head.T
         if config.softcap:
             logits = config.softcap * torch.tanh(logits / config.softcap)
         surprise = torch.logsumexp(logits, 1)

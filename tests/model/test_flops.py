@@ -17,7 +17,10 @@ variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 @variants
 def test_parameters_are_the_built_models(config: ModelConfig) -> None:
     model = scrambled(config)
-    owned = {"wte": model.wte.numel(), "lm_head": model.lm_head.numel()}
+    tied = model.lm_head is None
+    owned = {"wte": 0 if tied else model.wte.numel(), "lm_head": model.wte.numel()}
+    if model.bigrams is not None:
+        owned |= {"bigram": model.bigrams.table.numel(), "bigram_lambda": model.bigrams.lambdas.numel()}
     owned["value_embeds"] = sum(table.numel() for table in model.value_embeds.values())
     owned["matrices"] = sum(param.numel() for param in model.blocks.parameters())
     owned["scalars"] = sum(param.numel() for param in model.parameters()) - sum(owned.values())

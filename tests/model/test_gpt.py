@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.gpt import GPT, build, init_weights
+from model.gpt import GPT
+from model.initial import build, init_weights
 from tests.kernels.bounds import largest
 from tests.model import reference_gpt
 from tests.model.configs import CPU, EAGER, FUSED, VARIANTS, batch, scrambled, small_config
@@ -172,7 +173,12 @@ def test_init_has_the_stated_distributions() -> None:
 
 @variants
 def test_a_fresh_model_knows_nothing(config: ModelConfig) -> None:
-    """Both projections start at zero and the head near it: the first loss is log V."""
+    """Both projections start at zero and the head near it: the first loss is log V.
+
+    A head that is also the embedding knows its own token a little, by a logit of lm_head_std * sqrt(width).
+    """
     model = build(config, torch.float32, FUSED, CPU, seed=0)
     loss, _ = loss_and_gradients(model, *batch(config))
-    assert loss.item() == pytest.approx(math.log(config.vocab_size), abs=1e-3)
+    assert loss.item() == pytest.approx(
+        math.log(config.vocab_size), abs=2e-2 if config.tied_embeddings else 1e-3
+    )

@@ -47,6 +47,14 @@ def test_run_6_is_nanochats(total: int, share: float, ratio: float) -> None:
     )
 
 
+@given(total=st.integers(100, 20_000), ratio=st.floats(0.0, 0.5))
+def test_a_warm_up_by_ratio_is_one_of_that_many_steps(total: int, ratio: float) -> None:
+    by_ratio = msgspec.structs.replace(RUN6, warmup_ratio=ratio)
+    by_steps = msgspec.structs.replace(RUN6, warmup_steps=round(ratio * total))
+    for step in range(0, total, max(total // 50, 1)):
+        assert learning_rate_scale(step, total, by_ratio) == learning_rate_scale(step, total, by_steps)
+
+
 @pytest.mark.parametrize(
     ("shape", "quarters"),
     [

@@ -17,10 +17,10 @@ from bench.spec.plan import (
     MAX_TOKENS,
     Plan,
     PlanMachine,
-    auto_batch_tokens,
     make_plan,
 )
 from bench.spec.plan_table import plan_table
+from bench.spec.scaling import auto_batch_tokens
 from bench.spec.submission import load
 from tests.spec.recipes import (
     CPU,

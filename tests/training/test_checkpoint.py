@@ -42,14 +42,12 @@ def state(step: int, **changes: object) -> RunState:
 
 def save(folder: Path, trainer: Trainer, step: int) -> Path:
     """One checkpoint."""
-    return checkpoint.save(folder, trainer.model, trainer.optimizer, state(step))
+    return checkpoint.save(folder, trainer, state(step))
 
 
 def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
     """All that a checkpoint holds, copied."""
-    return {
-        name: tensor.clone() for name, tensor in checkpoint._tensors(trainer.model, trainer.optimizer).items()
-    }
+    return {name: tensor.clone() for name, tensor in checkpoint._tensors(trainer).items()}
 
 
 def test_every_bit_comes_back(tmp_path: Path) -> None:
@@ -58,7 +56,7 @@ def test_every_bit_comes_back(tmp_path: Path) -> None:
     found = checkpoint.newest_whole(tmp_path / "run", "p", 7)
     assert found is not None
     assert (found[0].step, found[0].seconds) == (2, {"train": 0.1})
-    checkpoint.restore(found[1], other.model, other.optimizer)
+    checkpoint.restore(found[1], other)
     before, after = tensors_of(one), tensors_of(other)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -72,7 +70,7 @@ def test_a_restored_run_does_not_write_into_its_checkpoint(tmp_path: Path) -> No
     other = trained(tmp_path, num_steps=0)
     found = checkpoint.newest_whole(tmp_path / "run", "p", 7)
     assert found is not None
-    checkpoint.restore(found[1], other.model, other.optimizer)
+    checkpoint.restore(found[1], other)
     for param in other.model.parameters():
         param.grad = torch.ones_like(param)
     other.optimizer.step(StepScales(1.0, 0.9, 1.0))
@@ -121,7 +119,7 @@ def test_tensors_of_another_model_are_refused(
     tensors = tensors_of(trainer)
     change(tensors)
     with pytest.raises(DataError, match="checkpoint"):
-        checkpoint.restore(tensors, trainer.model, trainer.optimizer)
+        checkpoint.restore(tensors, trainer)
 
 
 def test_no_permission_is_a_data_error(tmp_path: Path) -> None:
