@@ -29,7 +29,7 @@ RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
 OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard perf test test-slow lint lock clean
+.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard perf perf-levers test test-slow lint lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -65,6 +65,9 @@ leaderboard: $(STAMP) ## rebuild the board from the records [ARGS=--check]
 
 perf: $(STAMP) ## measure this machine's speed [ARGS=]
 	@$(BENCH) perf $$ARGS
+
+perf-levers: $(STAMP) ## what each lever costs a training step [ARGS=names]
+	@$(BENCH) perf-levers $$ARGS
 
 test: $(STAMP) ## the tests, without the slow ones [ARGS=]
 	@$(PY) -m pytest -q -m "not slow" $$ARGS

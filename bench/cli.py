@@ -103,12 +103,14 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
+    ("perf-levers", device.perf_levers, "time levers beside their base", "levers --data --steps --json"),
     ("kernels", kernels.kernels, "time kernels beside their references", f"{MEASURING} --json"),
     ("gpu-check", kernels.gpu_check, "prove, time and train on a device, as JSON", CHECKING),
 )
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "recipe": {"type": Path, "help": "a TOML recipe, such as submissions/quick.toml"},
     "recipes": {"type": Path, "nargs": "*", "help": "recipes; default: all of submissions/"},
+    "levers": {"nargs": "*", "help": "names after d4- in submissions/; default: all"},
     "a": {"type": Path, "help": "the recipe to start from"},
     "b": {"type": Path, "help": "the recipe to compare"},
     "records": {"type": Path, "nargs": "*", "help": "record files; default: all"},

@@ -85,7 +85,7 @@ def measure(space: Workspace, num_steps: int) -> Figures:
 
 
 def perf_plan(space: Workspace, facts: MachineFacts) -> Plan:
-    """The plan of the benchmark's shape on this machine; its track only lends the schema a name."""
+    """The plan of the benchmark's shape on this machine."""
     recipe = Recipe(
         model=PERF_MODEL,
         horizon=Horizon(iterations=1000),
@@ -93,6 +93,11 @@ def perf_plan(space: Workspace, facts: MachineFacts) -> Plan:
         data=Data(dataset="stdlib", tokenizer_chars=20_000_000),
         compile=Compile(enabled=True),
     )
+    return unscaled_plan(space, facts, recipe)
+
+
+def unscaled_plan(space: Workspace, facts: MachineFacts, recipe: Recipe) -> Plan:
+    """The plan of exactly this recipe on this machine; a track only lends the schema a name."""
     named = load_track("cpu-quick", space.tracks)
     unscaled = msgspec.structs.replace(named, track=msgspec.structs.replace(named.track, scale={}))
     machine = plan_machine(facts, unscaled, recipe.precision.compute, recipe.model.depth, Rates())

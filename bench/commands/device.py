@@ -1,14 +1,18 @@
-"""Commands that train: run, perf."""
+"""Commands that train: run, perf, perf-levers."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.commands.shared import before_torch, emit, planned, workspace
 from bench.errors import Diverged
 from bench.spec.workspace import Workspace
+
+if TYPE_CHECKING:
+    from bench.perf_levers import LeverCost
 
 
 def run(options: argparse.Namespace) -> None:
@@ -66,6 +70,21 @@ def finish(path: Path, space: Workspace, made: Any, as_json: bool) -> None:
         emit({"record": str(path), "scores": record.scores, "timing": record.timing, "memory": record.memory})
     else:
         print(summary(record, path.relative_to(space.root), space.board.relative_to(space.root)))
+
+
+def perf_levers(options: argparse.Namespace) -> None:
+    """`bench perf-levers`."""
+    before_torch(options)
+    from bench.perf_levers import levers_table, measure_levers
+
+    def report(cost: LeverCost) -> None:
+        print(f"{cost.name}: {cost.times_base.median:.3f} of the base's step", file=sys.stderr, flush=True)
+
+    costs = measure_levers(workspace(options), options.levers, options.steps, report)
+    if options.json:
+        emit(costs)
+    else:
+        print(levers_table(costs))
 
 
 def perf(options: argparse.Namespace) -> None:
