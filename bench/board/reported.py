@@ -1,4 +1,4 @@
-"""Figures that others published, from leaderboard/reported.toml, apart from every ranking. Imports no torch."""
+"""Figures that others published, from leaderboard/reported.toml, ranked nowhere. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ Core = Annotated[float, Meta(ge=-1.0, le=1.0)]
 
 HEAD = """## Reported, not run here
 
-What others published of the recipes in `submissions/` and of their neighbours, as `leaderboard/reported.toml` has
-it. The harness ran none of it, verified none of it and ranks none of it. Figures of one table were measured over
-the same text in the same way, those of different tables were not. Rows stand in the order of their times, which
-leave out the first eleven steps as nanochat does. What its source does not say is a dash.
+What others published of the recipes in `submissions/` and of their neighbours: `leaderboard/reported.toml`.
+The harness ran none of it, verified none of it and ranks none of it. Figures of one table were measured
+over the same text in the same way as far as their sources tell; those of different tables were not. Rows
+stand in the order of their times, which leave out the first eleven steps, as nanochat does. A – was not
+published.
 """
 COLUMNS = (
     ("run", "left"),

@@ -100,7 +100,9 @@ def test_a_circle_of_bases_is_refused(tmp_path: Path, files: dict[str, str], tol
 
 
 def test_a_chain_of_bases_has_an_end(tmp_path: Path) -> None:
-    write(tmp_path, r0="[model]\ndepth = 3", **{f"r{i}": f"base = 'r{i - 1}'" for i in range(1, MAX_BASES + 2)})
+    write(
+        tmp_path, r0="[model]\ndepth = 3", **{f"r{i}": f"base = 'r{i - 1}'" for i in range(1, MAX_BASES + 2)}
+    )
     assert load(tmp_path / f"r{MAX_BASES}.toml").recipe.model.depth == 3
     with pytest.raises(RecipeError, match=f"more than {MAX_BASES} bases") as caught:
         load(tmp_path / f"r{MAX_BASES + 1}.toml")
