@@ -164,7 +164,7 @@ def test_diff(capsys: pytest.CaptureFixture[str]) -> None:
     recipes = ["submissions/run6-fixed.toml", "submissions/run7.toml"]
     assert cli.main(["diff", *recipes]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("run7 = run6-fixed with d22+warmdown 0.85+ratio 12+batch 1M\n")
+    assert out.startswith("run7 = run6-fixed with d22+MuonClip weight_rms+warmdown 0.85+ratio 12+")
     assert "  model.depth               24 -> 22\n" in out
     assert cli.main(["diff", recipes[0], recipes[0]]) == 0
     assert capsys.readouterr().out == "the same method\n"

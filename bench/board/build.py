@@ -6,6 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from bench.board.markdown import escape, table
+from bench.board.reported import Reported, load_reported, reported_section
 from bench.board.rows import Estimate, Row, only_diverged, rows_of
 from bench.errors import DataError, VerificationFailed
 from bench.records.schema import Record
@@ -40,10 +41,11 @@ COLUMNS = (
 )
 
 
-def render(tracks: list[NamedTrack], records: list[Record]) -> str:
-    """The whole board: a section a track, largest first."""
+def render(tracks: list[NamedTrack], records: list[Record], reported: Reported | None = None) -> str:
+    """The whole board: a section a track, largest first; what others published, if anything, last."""
     ordered = sorted(tracks, key=lambda named: (-named.track.size, named.name))
-    return "\n".join([HEAD, *(_section(track, records) for track in ordered)])
+    last = [reported_section(reported)] if reported is not None else []
+    return "\n".join([HEAD, *(_section(track, records) for track in ordered), *last])
 
 
 def _section(track: NamedTrack, records: list[Record]) -> str:
@@ -148,13 +150,14 @@ def _notes(rows: list[Row]) -> list[str]:
 
 
 def board_text(space: Workspace) -> str:
-    """The board of a checkout; every record is verified first."""
+    """The board of a checkout; every record is verified first. A reported.toml may be absent."""
     tracks = load_tracks(space.tracks)
     by_name = {named.name: named for named in tracks}
     stored = read_all(space.records)
     for one in stored:
         require_valid(one, by_name.get(one.record.identity.track))
-    return render(tracks, [one.record for one in stored])
+    reported = load_reported(space.reported) if space.reported.is_file() else None
+    return render(tracks, [one.record for one in stored], reported)
 
 
 def write_board(space: Workspace) -> Path:

@@ -12,7 +12,7 @@ from bench.errors import RecipeError
 from bench.spec.recipe import DESCRIPTIVE, AdamW, Horizon, Recipe
 from bench.spec.toml import check_name, decode, faults, merge, problem_error, read_toml
 
-MAX_BASES = 8
+MAX_BASES = 16  # nanochat's runs are eight deep by themselves: a lever's base stands on all of them
 # A child's [horizon] replaces its base's: the fields exclude each other.
 EXCLUSIVE_TABLES = frozenset({"horizon"})
 
@@ -168,13 +168,19 @@ LABELS = {
     "model.head_dim": "head",
     "model.kv_group": "GQA",
     "model.window_pattern": "window",
+    "model.positions": "positions",
+    "model.qk_norm": "QK norm",
+    "model.attention_gate_channels": "attention gate",
+    "model.tied_embeddings": "tied embeddings",
     "model.value_embeddings": "value embeddings",
+    "model.bigram.factor": "bigram",
     "model.smear": "smear",
     "model.backout": "backout",
     "model.softcap": "softcap",
     "optimizer.muon.lr": "Muon LR",
     "optimizer.muon.equilibrate": "MuonEq",
     "optimizer.muon.renormalise": "Muon+",
+    "optimizer.muon.qk_clip": "MuonClip",
     "optimizer.muon.normuon_beta2": "NorMuon",
     "optimizer.muon.weight_decay": "WD",
     "schedule.warmup_steps": "warmup",
@@ -187,7 +193,9 @@ LABELS = {
     "horizon.flops": "FLOPs",
     "horizon.seconds": "seconds",
     "batch.tokens": "batch",
+    "loss.z_loss": "z-loss",
     "precision.compute": "",
+    "precision.fp8": "fp8",
     "compile.enabled": "compile",
     "model.sequence_length": "sequence",
     "model.vocab_size": "vocab",

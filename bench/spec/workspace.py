@@ -29,6 +29,11 @@ class Workspace(msgspec.Struct, frozen=True, kw_only=True):
         return self.root / "leaderboard" / "records"
 
     @property
+    def reported(self) -> Path:
+        """What others published."""
+        return self.root / "leaderboard" / "reported.toml"
+
+    @property
     def board(self) -> Path:
         """The generated board."""
         return self.root / "leaderboard" / "LEADERBOARD.md"

@@ -100,7 +100,9 @@ def test_a_circle_of_bases_is_refused(tmp_path: Path, files: dict[str, str], tol
 
 
 def test_a_chain_of_bases_has_an_end(tmp_path: Path) -> None:
-    write(tmp_path, r0="[model]\ndepth = 3", **{f"r{i}": f"base = 'r{i - 1}'" for i in range(1, 11)})
+    write(
+        tmp_path, r0="[model]\ndepth = 3", **{f"r{i}": f"base = 'r{i - 1}'" for i in range(1, MAX_BASES + 2)}
+    )
     assert load(tmp_path / f"r{MAX_BASES}.toml").recipe.model.depth == 3
     with pytest.raises(RecipeError, match=f"more than {MAX_BASES} bases") as caught:
         load(tmp_path / f"r{MAX_BASES + 1}.toml")
@@ -255,8 +257,8 @@ def another(field: str, value: object) -> object:
 
 def test_short_names() -> None:
     run6, run7 = (load(SUBMISSIONS / f"{name}.toml").recipe for name in ("run6-fixed", "run7"))
-    assert short_name(run7, run6) == "d22+warmdown 0.85+ratio 12+batch 1M"
-    assert short_name(run6, run7) == "d24+warmdown 0.65+ratio 8+batch auto"
+    assert short_name(run7, run6) == "d22+MuonClip weight_rms+warmdown 0.85+ratio 12+batch 1M+fp8 tensorwise"
+    assert short_name(run6, run7) == "d24+MuonClip off+warmdown 0.65+ratio 8+batch auto+fp8 off"
     assert short_name(run6, run6) == "d24"
     assert short_name(recipe("[batch]\ntokens = 786432")) == "batch 768K"
     assert short_name(recipe("[batch]\ntokens = 1000000")) == "batch 1,000,000"
