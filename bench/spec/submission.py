@@ -12,7 +12,7 @@ from bench.errors import RecipeError
 from bench.spec.recipe import DESCRIPTIVE, AdamW, Horizon, Recipe
 from bench.spec.toml import check_name, decode, faults, merge, problem_error, read_toml
 
-MAX_BASES = 16  # nanochat's runs are eight deep by themselves: a lever's base stands on all of them
+MAX_BASES = 16  # a lever's recipe is the tenth of its chain: it stands on quick and on all of nanochat's runs
 # A child's [horizon] replaces its base's: the fields exclude each other.
 EXCLUSIVE_TABLES = frozenset({"horizon"})
 

@@ -288,7 +288,7 @@ def test_differences_are_what_leads_from_one_to_the_other(names: tuple[str, str]
 def test_bases_come_from_the_folder_named(tmp_path: Path) -> None:
     outside = tmp_path / "mine"
     outside.mkdir()
-    shutil.copy(SUBMISSIONS / "run6-fixed.toml", tmp_path)
+    shutil.copytree(SUBMISSIONS, tmp_path, dirs_exist_ok=True)
     write(outside, mine="base = 'run6-fixed'")
     assert load(outside / "mine.toml", tmp_path).recipe.model.depth == 24
     with pytest.raises(RecipeError):
