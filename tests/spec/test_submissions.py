@@ -78,10 +78,10 @@ CONTROLLED: dict[str, tuple[str, dict[str, Any]]] = {
     "d4-muon-plus": ("d4", {"optimizer.muon.renormalise": True}),
     "d4-muon-eq-row": ("d4", {"optimizer.muon.equilibrate": "row"}),
     "d4-muon-eq-column": ("d4", {"optimizer.muon.equilibrate": "column"}),
-    "d4-qk-clip-weight": ("d4", {"optimizer.muon.qk_clip": "weight_rms", "optimizer.muon.qk_clip_tau": 1.0}),
+    "d4-qk-clip-weight": ("d4", {"optimizer.muon.qk_clip": "weight_rms", "optimizer.muon.qk_clip_tau": 0.9}),
     "d4-qk-clip-logit": (
         "d4-no-qk-norm",
-        {"optimizer.muon.qk_clip": "logit", "optimizer.muon.qk_clip_tau": 5.0},
+        {"optimizer.muon.qk_clip": "logit", "optimizer.muon.qk_clip_tau": 3.0},
     ),
     "d4-no-normuon": ("d4", {"optimizer.muon.normuon_beta2": 0.0}),
     "d4-z-loss": ("d4", {"loss.z_loss": 1e-4}),
