@@ -22,7 +22,7 @@ from tests.spec.recipes import SHIPPED, corrupted
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *("check", "show", "diff", "plan", "prove", "run", "verify", "leaderboard"),
-    *("data", "perf", "kernels", "gpu-check"),
+    *("data", "perf", "perf-levers", "kernels", "gpu-check"),
 )
 
 

@@ -32,6 +32,7 @@ LAYERS = (
     "bench.records",
     "bench.run",
     "bench.perf",
+    "bench.perf_levers",
     "bench.contest",
     "bench.gpu_check",
     "bench.experiments",

@@ -14,9 +14,10 @@ def check(options: argparse.Namespace) -> int:
     from bench.spec.submission import load, short_name
 
     failures = []
-    for path in options.recipes or sorted((options.root / "submissions").glob("*.toml")):
+    submissions = options.root / "submissions"
+    for path in options.recipes or sorted(submissions.glob("*.toml"), key=lambda path: path.stem):
         try:
-            submission = load(path, options.root / "submissions")
+            submission = load(path, submissions)
         except RecipeError as error:
             failures.append(error)
             continue

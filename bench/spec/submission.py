@@ -104,8 +104,12 @@ def method(recipe: Recipe) -> dict[str, Any]:
 
 
 def method_sha256(recipe: Recipe) -> str:
-    """Hash of what the recipe does; its title and notes do not change it."""
-    return sha256(method(recipe))
+    """Hash of what the recipe does; its title and notes do not change it.
+
+    Fields at their defaults are left out: a field that comes to be, off by default, makes no older record's
+    recipe another one.
+    """
+    return sha256({field: value for field, _, value in differences(Recipe(), recipe)})
 
 
 def flatten(table: dict[str, Any], path: str = "") -> dict[str, Any]:

@@ -75,6 +75,7 @@ def test_cubins(module: str, arch: int, futures: dict[tuple[str, int], Future[Ma
     assert not wrong
 
 
+@pytest.mark.slow
 def test_every_fault_is_seen(tmp_path: Path) -> None:
     made = compiled("tests.kernels.faulty_kernels", QUICK, tmp_path)
     spills, too_large, no_matrix, good = (" ".join(faults(each)) for each in made)

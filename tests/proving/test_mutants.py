@@ -48,6 +48,12 @@ def test_mutant_is_killed(op: str, mutant: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
-def test_what_is_not_mutated_survives(op: str) -> None:
+def test_every_op_has_mutants(op: str) -> None:
     assert len(MUTANTS[op]) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_what_is_not_mutated_survives(op: str) -> None:
+    """At the mutants' seed and number of examples; at others it is among the properties' own tests."""
     assert survives(op, implementation(op, REFERENCE))
