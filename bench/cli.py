@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BenchError as error:
         return report(error, debug)
     except KeyboardInterrupt:
-        hint = "the same command with --resume continues from a checkpoint"
+        command = next((word for word in words if not word.startswith("-")), "")
+        resume = " with --resume" if command == "run" else ""
+        hint = f"the same command{resume} goes on from what is kept"
         return report(Interrupted("interrupted", hint), debug)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
