@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.commands import data, device, kernels, recipes, records
+from bench.commands import core, data, device, kernels, recipes, records
 from bench.errors import BenchError, Interrupted, RecipeError
 from kernels.choices import IMPLEMENTATIONS
 
@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BenchError as error:
         return report(error, debug)
     except KeyboardInterrupt:
-        hint = "the same command with --resume continues from a checkpoint"
+        command = next((word for word in words if not word.startswith("-")), "")
+        resume = " with --resume" if command == "run" else ""
+        hint = f"the same command{resume} goes on from what is kept"
         return report(Interrupted("interrupted", hint), debug)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,6 +93,7 @@ CHOSEN = "recipe --track --device --data"
 PROVING = "--device --kernel --implementation --examples --example-seed --data"
 MEASURING = "--device --kernel --shapes --rounds"
 CHECKING = "--device --out --data --seconds"
+ASKING = "--max-per-task --baselines --squad --bundle --device --data --json --lm-eval-table"
 # Name, function, what it does, arguments.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str], ...] = (
     ("check", recipes.check, "check recipes and list every problem", "recipes --json"),
@@ -99,6 +102,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("plan", recipes.plan, "print what a run would do, cost and need", f"{CHOSEN} --json"),
     ("prove", kernels.prove, "check kernels against their references on this device", f"{PROVING} --json"),
     ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --resume --json"),
+    ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
     ("verify", records.verify, "check records against everything they claim", "records --json"),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
@@ -113,6 +117,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "levers": {"nargs": "*", "help": "names after d4- in submissions/; default: all"},
     "a": {"type": Path, "help": "the recipe to start from"},
     "b": {"type": Path, "help": "the recipe to compare"},
+    "checkpoint": {"type": Path, "help": "a run's folder under .runs, or one checkpoint of it"},
     "records": {"type": Path, "nargs": "*", "help": "record files; default: all"},
     "action": {"choices": ("pin", "fetch", "prepare"), "help": "what to do"},
     "dataset": {"help": "climbmix, fineweb-edu, stdlib or folder:NAME"},
@@ -127,6 +132,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--resume": {"action": "store_true", "help": "continue from the newest whole checkpoint"},
     "--json": {"action": "store_true", "help": "JSON on standard output"},
     "--check": {"action": "store_true", "help": "fail if the board is not what the records say"},
+    "--max-per-task": {"type": whole(1, 10**6), "help": "the first N items of each task: a limited score"},
+    "--baselines": {
+        "choices": ("v1", "v2"),
+        "default": "v1",
+        "help": "accuracies of guessing: v1 (default) as nanochat's, v2 as DCLM corrected them",
+    },
+    "--squad": {
+        "choices": ("nanochat", "dclm"),
+        "default": "nanochat",
+        "help": "whose prompts SQuAD gets (default nanochat)",
+    },
+    "--bundle": {"type": Path, "help": "folder of the evaluation bundle; default: downloaded once"},
+    "--lm-eval-table": {"action": "store_true", "help": "as the table of lm-evaluation-harness"},
     "--shards": {"type": whole(1, 100_000), "default": 8, "help": "training shards (default 8)"},
     "--vocab": {
         "type": whole(300, 2**20),

@@ -15,6 +15,8 @@ from bench.data.prepared import Prepared
 from bench.data.text import prepared_text
 from bench.errors import Diverged, PlanRefused, RecipeError
 from bench.evaluation.bits_per_byte import BitsPerByte, bestfit_bpb, documents_bpb
+from bench.evaluation.core.phase import CorePhase, core_phase
+from bench.evaluation.core.result import CoreScore
 from bench.evaluation.probes import Probes, check_frozen, probe, weights_sha256
 from bench.host.allocator import release_garbage
 from bench.host.clock import CATEGORIES, Ledger
@@ -44,9 +46,6 @@ from bench.training.loop import Diverged as LossDiverged
 from bench.training.out_of_memory import memory_explained
 from bench.training.run_folder import require_folder, run_folder
 from kernels.counting import dispatches
-
-# Ledger categories that a checkpoint carries over to the process that resumes.
-CARRIED = ("train", "data_wait", "eval", "compile", "warmup", "checkpoint")
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +87,7 @@ class _Conductor:
 
     corpus: Corpus
     prepared: Prepared
+    core: CorePhase | None
     device: Device
     settings: dict[str, str]
     proofs: list[Proof]
@@ -128,9 +128,10 @@ class _Conductor:
                 with EnergyMeter(environment.get("CUDA_VISIBLE_DEVICES")) as meter:
                     coverage = self._train(trainer, meter.sample)
                 documents, bestfit, probes = self._evaluate(trainer)
+                core = self._score_core(trainer) if documents else None
                 features = activity(self.plan, trainer, self.prepared) if documents else {}
                 self._log("run_stop", status="ok" if documents else "diverged")
-        return self._record(Outcome(coverage, meter.energy, documents, bestfit, probes, features))
+        return self._record(Outcome(coverage, meter.energy, documents, bestfit, probes, features, core))
 
     def _record(self, outcome: Outcome) -> Path:
         request = self.request
@@ -167,6 +168,7 @@ class _Conductor:
 
     def _open_data(self) -> None:
         recipe, facts = self.plan.recipe, self.request.facts
+        self.core = core_phase(self.request.track.track.score, self.request.workspace.data, facts.cpu_cores)
         self.console.line(f"data: {recipe.data.dataset}, {recipe.model.vocab_size:,}-token vocabulary")
         self.corpus, self.prepared = prepared_text(
             recipe.data.dataset,
@@ -322,24 +324,24 @@ class _Conductor:
             check_frozen(before, probes.weights_sha256)
         return documents, bestfit, probes
 
+    def _score_core(self, trainer: Trainer) -> CoreScore | None:
+        """CORE of the final weights, where the track scores it."""
+        if self.core is None:
+            return None
+        with self.ledger.span("core"):
+            core = self.core.score(trainer.model, self.prepared, self.device, self.folder, self.console)
+        self._log("core", metric_id=core.metric_id, value=core.value, standard_error=core.standard_error)
+        return core
+
     def _checkpoint(self, trainer: Trainer) -> None:
-        step, carried_s = self.progress.step, self.progress.carried_s
+        step = self.progress.step
         if step == self.saved_step:  # resumed here: the one there is whole, to replace it would risk it
             return
         with self.ledger.span("checkpoint"):
             self.log.sync()
-            spent_s = {name: self.ledger.running_total(name) + carried_s.get(name, 0.0) for name in CARRIED}
-            state = checkpoint.RunState(
-                step=step,
-                plan_sha256=self.plan.sha256,
-                seed=self.seed,
-                events_bytes=self.log.num_bytes,
-                events_tip=self.log.tip,
-                seconds=spent_s,
-                num_resumes=self.progress.num_resumes,
-                dispatches=self._dispatches(),
-            )
-            checkpoint.save(self.folder, trainer, state)
+            dispatched = self._dispatches()
+            state = self.progress.state(self.plan.sha256, self.seed, self.log, self.ledger, dispatched)
+            checkpoint.save(self.folder, trainer, state, self.prepared.tokenizer_path)
         self.saved_step = step
 
     def _log(self, key: str, **value: object) -> None:

@@ -5,6 +5,9 @@ Shapes: B batch, T tokens, D width, H query heads, G key/value heads, K head dim
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -79,25 +82,33 @@ class Attention(nn.Module):
                 torch.sigmoid(self.ve_gate(x_BTD[..., : config.ve_gate_channels])) * config.ve_gate_range
             )
             v_BTGK = v_BTGK + gate_BTG[..., None] * value_embedding_BTD.view_as(v_BTGK)
-        q_BTHK, k_BTGK = self._positioned(q_BTHK, k_BTGK, cos, sin)
+        q_BTHK, k_BTGK = self.positioned(q_BTHK, k_BTGK, cos, sin, self.kernels.rotary_qk_norm)
         if config.observes_logits and torch.is_grad_enabled():
             self._observe(q_BTHK[0].detach(), k_BTGK[0].detach())
         y_BTHK = self.kernels.attention(q_BTHK, k_BTGK, v_BTGK, self.window)
-        if self.output_gate is not None:
-            gate_BTH = 2.0 * torch.sigmoid(self.output_gate(x_BTD[..., : config.attention_gate_channels]))
-            y_BTHK = y_BTHK * gate_BTH[..., None]
-        output_BTD: Tensor = self.c_proj(y_BTHK.reshape(B, T, -1))
-        return output_BTD
+        return self.projected(y_BTHK, x_BTD)
 
     def _linear(self, out_features: int) -> Linear:
         width = self.config.width
         return Linear(width, out_features, fp8_product(self.config, self.kernels, width, out_features))
 
-    def _positioned(self, q_BTHK: Tensor, k_BTGK: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def positioned(
+        self, q_BTHK: Tensor, k_BTGK: Tensor, cos: Tensor, sin: Tensor, rotary_qk_norm: Callable[..., Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys rotated, normalised where the config says so, and scaled."""
         scale = self.config.qk_scale
-        if self.config.qk_norm:
-            return self.kernels.rotary_qk_norm(q_BTHK, k_BTGK, cos, sin, scale)
-        return rotate(q_BTHK, cos, sin) * scale, rotate(k_BTGK, cos, sin) * scale
+        if not self.config.qk_norm:
+            return rotate(q_BTHK, cos, sin) * scale, rotate(k_BTGK, cos, sin) * scale
+        q_BTHK, k_BTGK = rotary_qk_norm(q_BTHK, k_BTGK, cos, sin, scale)
+        return q_BTHK, k_BTGK
+
+    def projected(self, y_BTHK: Tensor, x_BTD: Tensor) -> Tensor:
+        """What goes back to the residual stream: heads gated by the layer's input x, then projected."""
+        if self.output_gate is not None:
+            read_BTC = x_BTD[..., : self.config.attention_gate_channels]
+            y_BTHK = y_BTHK * (2.0 * torch.sigmoid(self.output_gate(read_BTC)))[..., None]
+        output_BTD: Tensor = self.c_proj(y_BTHK.flatten(2))
+        return output_BTD
 
     def _observe(self, q_THK: Tensor, k_TGK: Tensor) -> None:
         seen_H = largest_logits(q_THK, k_TGK, self.window)

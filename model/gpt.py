@@ -60,13 +60,24 @@ class Block(nn.Module):
         add_bigrams: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]; `scales` are of x and x0, float32: in bf16 steps below 0.008 are lost."""
-        x_BTD, normed_BTD = self.kernels.mix_rms_norm(x_BTD, x0_BTD, *scales)
-        if add_bigrams is not None:
-            x_BTD = add_bigrams(x_BTD)
-            normed_BTD = rms_norm(x_BTD)
+        x_BTD, normed_BTD = self.mixed(x_BTD, x0_BTD, scales, add_bigrams)
         x_BTD = x_BTD + self.attn(normed_BTD, value_embedding_BTD, *tables)
         x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
         return x_BTD
+
+    def mixed(
+        self,
+        x_BTD: Tensor,
+        x0_BTD: Tensor,
+        scales: tuple[Tensor, Tensor],
+        add_bigrams: Callable[[Tensor], Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream with the embedding mixed in, and the same normalised."""
+        x_BTD, normed_BTD = self.kernels.mix_rms_norm(x_BTD, x0_BTD, *scales)
+        if add_bigrams is None:
+            return x_BTD, normed_BTD
+        x_BTD = add_bigrams(x_BTD)
+        return x_BTD, rms_norm(x_BTD)
 
 
 class Smear(nn.Module):

@@ -21,7 +21,7 @@ from tests.spec.recipes import SHIPPED, corrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    *("check", "show", "diff", "plan", "prove", "run", "verify", "leaderboard"),
+    *("check", "show", "diff", "plan", "prove", "run", "core", "verify", "leaderboard"),
     *("data", "perf", "perf-levers", "kernels", "gpu-check"),
 )
 
@@ -87,6 +87,9 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ["data", "burn", "stdlib"],
         ["data", "fetch", "climbmix", "--shards", "0"],
         ["perf", "--steps", "many"],
+        ["core"],
+        ["core", "folder", "--max-per-task", "0"],
+        ["core", "folder", "--squad", "mine"],
     ],
 )
 def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,8 @@ COLUMNS = (
     ("kernels proved", "right"),
     ("machine", "left"),
 )
+# Beside the score of a track that scores CORE: how far its questions alone let the figure move.
+CORE_COLUMN = ("its items' SE", "right")
 
 
 def render(tracks: list[NamedTrack], records: list[Record], reported: Reported | None = None) -> str:
@@ -79,6 +81,8 @@ def _section(track: NamedTrack, records: list[Record]) -> str:
 
 def _table(track: NamedTrack, rows: list[Row]) -> str:
     columns = [(track.track.score.metric if name == "score" else name, align) for name, align in COLUMNS]
+    if track.track.score.metric == "core":
+        columns.insert(columns.index(("core", "right")) + 1, CORE_COLUMN)
     names = [row.recipe for row in rows]
     cells = [
         _cells(track, rank, row, is_ambiguous=names.count(row.recipe) > 1)
@@ -117,6 +121,7 @@ def _cells(track: NamedTrack, rank: str, row: Row, is_ambiguous: bool) -> list[s
         rank,
         f"**{escape(row.recipe)}**{version}{title}{note}{inert}",
         _interval(row.score, 4),
+        *([] if track.track.score.metric != "core" else [_core_error(row)]),
         _interval(row.official_s, 1),
         _seeds(track, row),
         f"{row.tokens_per_s:,.0f}",
@@ -126,6 +131,10 @@ def _cells(track: NamedTrack, rank: str, row: Row, is_ambiguous: bool) -> list[s
         str(row.num_proofs),
         escape(row.machine),
     ]
+
+
+def _core_error(row: Row) -> str:
+    return "n/a" if row.core_error is None else f"{row.core_error:.4f}"
 
 
 def _seeds(track: NamedTrack, row: Row) -> str:

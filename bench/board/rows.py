@@ -35,6 +35,7 @@ class Row(NamedTuple):
     own_track: str
     corpus_sha256: str
     score: Estimate
+    core_error: float | None  # CORE's standard error by its items: of the worst seed
     official_s: Estimate
     tokens_per_s: float
     cold_s: float
@@ -103,6 +104,7 @@ def _row(track: NamedTrack, group: list[Record]) -> Row | None:
     if not finished:
         return None
     scores = [record.scores.value for record in finished if record.scores.value is not None]
+    cores = [record.scores.core_score for record in finished]
     seeds = [record.identity.seed_index for record in finished]
     first = finished[0]
     mfus = [record.timing.mfu for record in finished if record.timing.mfu is not None]
@@ -116,6 +118,7 @@ def _row(track: NamedTrack, group: list[Record]) -> Row | None:
         own_track=first.identity.own_track,
         corpus_sha256=first.data.corpus_sha256,
         score=estimate(scores),
+        core_error=max((core.standard_error for core in cores if core is not None), default=None),
         official_s=estimate([record.timing.official_s for record in finished]),
         tokens_per_s=statistics.median(record.timing.tokens_per_s_median for record in finished),
         cold_s=max(record.timing.cold_s for record in finished),

@@ -16,6 +16,8 @@ def summary(record: Record, path: Path, board: Path) -> str:
     smoothed = scores.final_train_loss_smoothed
     loss = "not finite" if smoothed is None else f"{smoothed:.4f}"
     score = record.status if scores.val_bpb is None else f"val_bpb {scores.val_bpb:.4f}"
+    if scores.core_score is not None:
+        score += f", CORE {scores.core_score.value:.4f} ± {scores.core_score.standard_error:.4f}"
     lines = [
         "",
         f"{record.identity.recipe} on {record.identity.track}, seed {record.identity.seed_index}: {score}",

@@ -12,6 +12,7 @@ from bench.data.corpus import Corpus
 from bench.data.loader import Progress as Coverage
 from bench.data.prepared import Prepared
 from bench.evaluation.bits_per_byte import BitsPerByte
+from bench.evaluation.core.result import CoreScore
 from bench.evaluation.probes import Probes
 from bench.host.backends import PeakMemory
 from bench.host.facts import MachineFacts
@@ -41,6 +42,7 @@ class Outcome(NamedTuple):
     bestfit: BitsPerByte | None
     probes: Probes | None
     features: dict[str, float]
+    core: CoreScore | None  # None too where the track does not score it
 
 
 class Measured(NamedTuple):
@@ -241,7 +243,8 @@ def _scores(measured: Measured) -> schema.Scores:
     score, losses, outcome = measured.track.track.score, measured.progress.losses, measured.outcome
     documents, bestfit = outcome.documents, outcome.bestfit
     val_bpb = documents.value if documents else None
-    value = val_bpb if score.metric == "val_bpb" else None
+    core = outcome.core.value if outcome.core else None
+    value = val_bpb if score.metric == "val_bpb" else core
     probes = msgspec.to_builtins(outcome.probes) if outcome.probes else {}
     return schema.Scores(
         metric=score.metric,
@@ -251,13 +254,14 @@ def _scores(measured: Measured) -> schema.Scores:
         val_bpb=val_bpb,
         val_bpb_bestfit=bestfit.value if bestfit else None,
         min_val_bpb=min((bpb for _, bpb in measured.progress.bpbs), default=None),
-        core=None,
+        core=core,
         final_train_loss=losses[-1] if losses else None,
         final_train_loss_smoothed=_smoothed(losses),
         evaluation_bytes=documents.num_bytes if documents else 0,
         evaluation_tokens=documents.num_tokens if documents else 0,
         probes={name: value for name, value in probes.items() if name != "weights_sha256"},
         weights_sha256=probes.get("weights_sha256", ""),
+        core_score=outcome.core,
     )
 
 

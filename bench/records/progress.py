@@ -8,8 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.host.clock import Ledger
 from bench.records.events import EventLog, read_events
-from bench.training.checkpoint import RunState
+from bench.training.checkpoint import CARRIED, RunState
 
 
 @dataclass
@@ -42,6 +43,22 @@ class RunProgress:
     def dispatches(self, of_this_process: Mapping[str, int]) -> dict[str, int]:
         """How often each implementation ran in the whole run."""
         return dict(Counter(self.carried_dispatches) + Counter(of_this_process))
+
+    def state(
+        self, plan_sha256: str, seed: int, log: EventLog, ledger: Ledger, dispatches: dict[str, int]
+    ) -> RunState:
+        """What a checkpoint made now has to say of the run."""
+        spent_s = {name: ledger.running_total(name) + self.carried_s.get(name, 0.0) for name in CARRIED}
+        return RunState(
+            step=self.step,
+            plan_sha256=plan_sha256,
+            seed=seed,
+            events_bytes=log.num_bytes,
+            events_tip=log.tip,
+            seconds=spent_s,
+            num_resumes=self.num_resumes,
+            dispatches=dispatches,
+        )
 
 
 def read_progress(path: Path, state: RunState) -> RunProgress:

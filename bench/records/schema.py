@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from bench.evaluation.core.result import CoreScore
 from bench.proving.proof import Proof
 
 SCHEMA = 1
@@ -128,8 +129,11 @@ class EnergyUsed(Part, frozen=True, kw_only=True):
     dollars: float | None
 
 
-class Scores(Part, frozen=True, kw_only=True):
-    """What was scored, by metric id, and the probes that vouch for it."""
+class Scores(Part, frozen=True, kw_only=True, omit_defaults=True):
+    """What was scored, by metric id, and the probes that vouch for it.
+
+    `core_score`, CORE task by task with its standard error, is left out where the track does not score it.
+    """
 
     metric: str
     metric_id: str
@@ -145,6 +149,7 @@ class Scores(Part, frozen=True, kw_only=True):
     evaluation_tokens: int
     probes: dict[str, Any]
     weights_sha256: str
+    core_score: CoreScore | None = None
 
 
 class Curves(Part, frozen=True, kw_only=True):

@@ -95,8 +95,26 @@ def _scores(stored: StoredRecord) -> Iterator[str]:
         and record.scores.value != record.scores.val_bpb
     ):
         yield "the score is not the measured val_bpb"
+    yield from _core(record)
     if record.status == "ok" and record.curves.bpbs and record.curves.bpbs[-1] != record.scores.val_bpb:
         yield "the score is not the last of its curve"
+
+
+def _core(record: Record) -> Iterator[str]:
+    scores, core = record.scores, record.scores.core_score
+    if scores.core != (core.value if core else None):
+        yield "the CORE is not that of its tasks"
+    if scores.metric == "core" and record.status == "ok" and scores.value != scores.core:
+        yield "the score is not the measured CORE"
+    if scores.metric == "core" and record.status == "ok" and core is None:
+        yield "a finished run of a track that scores CORE has none"
+    if core is None:
+        return
+    yield from core.problems()
+    if scores.metric == "core" and core.metric_id != scores.metric_id:
+        yield f"CORE was measured as {core.metric_id}, the record says {scores.metric_id}"
+    if core.tokenizer_sha256 != record.data.tokenizer_sha256:
+        yield "CORE was measured with another tokenizer"
 
 
 def _recipe(stored: StoredRecord) -> Iterator[str]:
@@ -150,6 +168,9 @@ def _curves(record: Record, events: list[Event]) -> Iterator[str]:
     bpbs = [event.value.get("val_bpb") for event in events if event.key == "eval_accuracy"]
     if bpbs != record.curves.bpbs:
         yield "the bits per byte are not the event log's"
+    cores = [event.value.get("value") for event in events if event.key == "core"]
+    if cores != ([] if record.scores.core is None else [record.scores.core]):
+        yield "the CORE is not the event log's"
     if record.status == "ok" and len(losses) != record.shape.steps:
         yield f"{len(losses)} losses for {record.shape.steps} steps"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -18,8 +19,13 @@ from torch import Tensor
 from bench.data.storage import sha256_file, sync_folder, write_synced, writing
 from bench.errors import DataError
 from bench.training.loop import Trainer
+from model.config import ModelConfig
+from model.gpt import GPT
 
 KEEP = 2
+# Ledger categories that a checkpoint carries over to the process that resumes.
+CARRIED = ("train", "data_wait", "eval", "compile", "warmup", "checkpoint")
+MODEL_FILE, TOKENIZER_FILE = "model.json", "tokenizer.json"
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,8 +42,19 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tensors_sha256: str = ""
 
 
-def save(folder: Path, trainer: Trainer, state: RunState) -> Path:
+class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the tensors do not say of their model."""
+
+    model: ModelConfig
+    compute_dtype: Literal["float32", "bfloat16"]
+    tokenizer_sha256: str
+
+
+def save(folder: Path, trainer: Trainer, state: RunState, tokenizer: Path | None = None) -> Path:
     """Write `step-N` into `folder` atomically and drop all but the newest `KEEP`.
+
+    Args:
+        tokenizer: its file; with it the checkpoint can be evaluated by itself.
 
     Raises:
         DataError: no room or no permission; what was there before stays whole.
@@ -48,6 +65,8 @@ def save(folder: Path, trainer: Trainer, state: RunState) -> Path:
         shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
         try:
             _build(building, tensors, state)
+            if tokenizer is not None:
+                _describe(building, trainer.model, tokenizer.read_bytes())
             shutil.rmtree(target, ignore_errors=True)
             os.replace(building, target)
         finally:
@@ -69,6 +88,17 @@ def _build(building: Path, tensors: dict[str, Tensor], state: RunState) -> None:
         os.fsync(file.fileno())  # a power cut must not leave a whole state.json beside half of the tensors
     whole = msgspec.structs.replace(state, tensors_sha256=sha256_file(path))
     write_synced(building / "state.json", msgspec.json.encode(whole))
+    sync_folder(building)
+
+
+def _describe(building: Path, model: GPT, tokenizer: bytes) -> None:
+    described = {
+        "model": model.config,
+        "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
+        "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest(),
+    }
+    write_synced(building / MODEL_FILE, msgspec.json.encode(described))
+    write_synced(building / TOKENIZER_FILE, tokenizer)
     sync_folder(building)
 
 
