@@ -1,7 +1,7 @@
 """A checkpoint as a model and its tokenizer: what `bench core` needs beside the tensors.
 
-A checkpoint folder holds `tensors.safetensors` and `state.json` (bench.training.checkpoint) and, for this,
-`model.json`, a `ModelFile`, and `tokenizer.json`, the canonical file of the tokenizer.
+A checkpoint folder holds `tensors.safetensors` and `state.json`, from which a run is resumed, and for this
+`model.json`, a `ModelFile`, and `tokenizer.json`, the tokenizer's canonical file (bench.training.checkpoint).
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import pytest
 from bench.errors import DataError
 from bench.evaluation.core.answers import Answers
 from bench.evaluation.core.report import core_table, lm_eval_table
+from bench.evaluation.core.result import CoreScore
 from bench.evaluation.core.score import (
-    CoreScore,
     KeptTask,
     baselines_of,
     binomial_standard_error,
