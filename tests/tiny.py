@@ -7,7 +7,8 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -130,14 +131,21 @@ def request(space: Workspace, *, seed_index: int | None = None, resume: bool = F
 
 
 def run_here(space: Workspace, *, seed_index: int | None = None, resume: bool = False) -> StoredRecord:
-    """One run in this process; torch's settings are left as they were."""
+    """One run in this process."""
+    with torchs_settings_kept():
+        path = run(request(space, seed_index=seed_index, resume=resume), Ledger.start(), quiet())
+    return read(path)
+
+
+@contextmanager
+def torchs_settings_kept() -> Iterator[None]:
+    """What `configure` sets for the process is afterwards as it was."""
     threads, flush = torch.get_num_threads(), torch.tensor(1e-40).mul(1.0).item() == 0.0
     try:
-        path = run(request(space, seed_index=seed_index, resume=resume), Ledger.start(), quiet())
+        yield
     finally:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flush)
-    return read(path)
 
 
 def problems(space: Workspace, stored: StoredRecord) -> list[str]:
