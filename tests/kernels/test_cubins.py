@@ -70,7 +70,8 @@ def futures(
 )
 def test_cubins(module: str, arch: int, futures: dict[tuple[str, int], Future[Made]]) -> None:
     made = futures[module, arch].result()
-    assert made, f"{module} has no specimens for sm_{arch}"
+    has_no_product_of_codes = module.endswith(".fp8_linear") and arch < 89  # Ampere
+    assert bool(made) != has_no_product_of_codes, f"{module}: {len(made)} specimens for sm_{arch}"
     wrong = [f"{each.kernel} ({each.variant}): {fault}" for each in made for fault in faults(each)]
     assert not wrong
 
