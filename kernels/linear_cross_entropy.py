@@ -182,5 +182,5 @@ def _chunks(exponentials: Exponentials) -> Chunks:
     return Chunks("chunked", row_pass, lambda num_rows, vocab: rows_per_chunk(vocab))
 
 
-EAGER_OPS = define_ops("linear_cross_entropy", _chunks(_eager_pass))
-COMPILED_OPS = define_ops("linear_cross_entropy_compiled", _chunks(_compiled_pass))
+EAGER_OPS = define_ops("speedrun::linear_cross_entropy", _chunks(_eager_pass))
+COMPILED_OPS = define_ops("speedrun::linear_cross_entropy_compiled", _chunks(_compiled_pass))

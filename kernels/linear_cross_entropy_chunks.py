@@ -103,7 +103,7 @@ def _row_weight(targets_N: Tensor, like: Tensor, terms: Terms, reduction: str) -
 
 
 def define_ops(name: str, chunks: Chunks) -> Ops:
-    """Register `speedrun::NAME_losses` and `speedrun::NAME_gradients` for an implementation."""
+    """Register `NAME_losses` and `NAME_gradients` for an implementation; NAME begins with `speedrun::`."""
 
     def losses(
         hidden_ND: Tensor,
@@ -128,8 +128,8 @@ def define_ops(name: str, chunks: Chunks) -> Ops:
         terms = Terms(softcap, z_loss, ignore_index)
         return _gradients(chunks, hidden_ND, weight_VD, targets_N, upstream_N, terms)
 
-    losses_op = torch.library.custom_op(f"speedrun::{name}_losses", losses, mutates_args=())
-    gradients_op = torch.library.custom_op(f"speedrun::{name}_gradients", gradients, mutates_args=())
+    losses_op = torch.library.custom_op(f"{name}_losses", losses, mutates_args=())
+    gradients_op = torch.library.custom_op(f"{name}_gradients", gradients, mutates_args=())
 
     def recompute(ctx, upstream_N):  # type: ignore[no-untyped-def]
         _, *gradients = gradients_op(*ctx.saved_tensors, upstream_N.contiguous(), *ctx.terms)

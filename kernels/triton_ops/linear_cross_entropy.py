@@ -192,7 +192,7 @@ def _num_rows(num_rows: int, vocab: int) -> int:
     return max(min(CHUNK_ELEMENTS // vocab, num_rows), 1)
 
 
-OPS = define_ops("linear_cross_entropy_triton", Chunks("triton", _row_pass, _num_rows))
+OPS = define_ops("speedrun::linear_cross_entropy_triton", Chunks("triton", _row_pass, _num_rows))
 
 
 def specimens(arch: int) -> list[Specimen]:

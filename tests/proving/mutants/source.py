@@ -39,6 +39,7 @@ def _module(op: str, right: str, wrong: str) -> ModuleType:
     source = Path(spec.origin).read_text(encoding="utf-8")
     assert source.count(right) == 1, f"{name} holds {source.count(right)} times {right!r}"
     # torch knows an op by its name: a mutant's must not replace the ones it was made from.
+    assert "speedrun::" in source, f"{name} registers its ops under a namespace that is not seen here"
     namespace = f"mutant{abs(hash((right, wrong)))}"
     source = source.replace(right, wrong).replace("speedrun::", f"{namespace}::")
     module = ModuleType(namespace)
