@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +14,10 @@ from unittest.mock import patch
 import torch
 
 from kernels.dispatch import implementation
+
+
+class NotAMutantError(BaseException):
+    """The mutant itself is at fault; no Exception, for those count as the kernel's and kill it."""
 
 
 def mutated(op: str, right: str, wrong: str) -> Callable[..., Any]:
@@ -34,11 +38,9 @@ def mutated(op: str, right: str, wrong: str) -> Callable[..., Any]:
 @cache
 def _module(op: str, right: str, wrong: str) -> ModuleType:
     name = f"kernels.triton_ops.{op}"
-    spec = find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    source = Path(spec.origin).read_text(encoding="utf-8")
-    assert source.count(right) == 1, f"{name} holds {source.count(right)} times {right!r}"
+    source = inspect.getsource(import_module(name))  # loads what the mutant imports, too
+    if source.count(right) != 1:
+        raise NotAMutantError(f"{name} holds {source.count(right)} times {right!r}")
     # torch knows an op by its name: a mutant's must not replace the ones it was made from.
     namespace = f"mutant{abs(hash((right, wrong)))}"
     source = source.replace(right, wrong).replace("speedrun::", f"{namespace}::")
@@ -46,8 +48,11 @@ def _module(op: str, right: str, wrong: str) -> ModuleType:
     module.__file__ = f"<{namespace}>"
     # Where triton.jit looks for the kernel's text.
     linecache.cache[module.__file__] = (len(source), None, source.splitlines(True), module.__file__)
-    with patch.object(torch.library, "custom_op", _custom_op_of(namespace)):
-        exec(compile(source, module.__file__, "exec"), module.__dict__)
+    try:
+        with patch.object(torch.library, "custom_op", _custom_op_of(namespace)):
+            exec(compile(source, module.__file__, "exec"), module.__dict__)
+    except Exception as error:
+        raise NotAMutantError(f"{name} with {wrong!r} does not load: {error}") from error
     return module
 
 
@@ -56,7 +61,8 @@ def _custom_op_of(namespace: str) -> Callable[..., Any]:
     custom_op = torch.library.custom_op
 
     def of_the_mutant(name: str, *arguments: Any, **options: Any) -> Any:
-        assert name.startswith(f"{namespace}::"), f"a mutant would replace {name} for the whole process"
+        if not name.startswith(f"{namespace}::"):
+            raise NotAMutantError(f"it would replace {name} for the whole process")
         return custom_op(name, *arguments, **options)
 
     return of_the_mutant
