@@ -25,6 +25,8 @@ VENV = .venv
 STAMP = $(VENV)/.stamp
 PY = $(VENV)/bin/python
 BENCH = $(PY) -m bench
+# A process a core, each of about 1.2 GB: four at most.
+PYTEST = $(PY) -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
 OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
 
@@ -70,10 +72,10 @@ perf-levers: $(STAMP) ## what each lever costs a training step [ARGS=names]
 	@$(BENCH) perf-levers $$ARGS
 
 test: $(STAMP) ## the tests, without the slow ones [ARGS=]
-	@$(PY) -m pytest -q -m "not slow" $$ARGS
+	@$(PYTEST) -m "not slow" $$ARGS
 
 test-slow: $(STAMP) ## the slow tests [ARGS=]
-	@$(PY) -m pytest -q -m slow $$ARGS
+	@$(PYTEST) -m slow $$ARGS
 
 lint: $(STAMP) ## ruff and mypy --strict
 	@$(PY) -m ruff check .

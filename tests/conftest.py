@@ -61,6 +61,10 @@ def is_local(address: object) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     # Triton's kernels run in its interpreter, which has to be chosen before triton is first imported.
     os.environ["TRITON_INTERPRET"] = "1"
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Every core has a process of its own: more threads would only wait for each other. Before torch is
+        # imported, and for the processes that tests start.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if config.getoption("--hypothesis-profile") is None:
         hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
