@@ -94,6 +94,7 @@ PROVING = "--device --kernel --implementation --examples --example-seed --data"
 MEASURING = "--device --kernel --shapes --rounds"
 CHECKING = "--device --out --data --seconds"
 ASKING = "--max-per-task --baselines --squad --bundle --device --data --json --lm-eval-table"
+REPLAYING = "record --segments --nonce --device --data --json"
 # Name, function, what it does, arguments.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str], ...] = (
     ("check", recipes.check, "check recipes and list every problem", "recipes --json"),
@@ -102,6 +103,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("plan", recipes.plan, "print what a run would do, cost and need", f"{CHOSEN} --json"),
     ("prove", kernels.prove, "check kernels against their references on this device", f"{PROVING} --json"),
     ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --resume --json"),
+    ("replay", device.replay, "execute drawn segments of a recorded run again", REPLAYING),
     ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
     ("verify", records.verify, "check records against everything they claim", "records --json"),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
@@ -117,6 +119,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "levers": {"nargs": "*", "help": "names after d4- in submissions/; default: all"},
     "a": {"type": Path, "help": "the recipe to start from"},
     "b": {"type": Path, "help": "the recipe to compare"},
+    "record": {"type": Path, "help": "a record of leaderboard/records"},
+    "--segments": {"type": whole(1, 64), "default": 3, "help": "segments to draw (default: 3)"},
+    "--nonce": {"help": "what draws them; random if left out"},
     "checkpoint": {"type": Path, "help": "a run's folder under .runs, or one checkpoint of it"},
     "records": {"type": Path, "nargs": "*", "help": "record files; default: all"},
     "action": {"choices": ("pin", "fetch", "prepare"), "help": "what to do"},

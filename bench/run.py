@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from bench.data.corpus import Corpus
-from bench.data.loader import Batch, Loader
-from bench.data.loader import Progress as Coverage
 from bench.data.prepared import Prepared
 from bench.data.text import prepared_text
 from bench.errors import Diverged, PlanRefused, RecipeError
-from bench.evaluation.bits_per_byte import BitsPerByte, bestfit_bpb, documents_bpb
+from bench.evaluation.bits_per_byte import BitsPerByte, bestfit_bpb
 from bench.evaluation.core.phase import CorePhase, core_phase
 from bench.evaluation.core.result import CoreScore
 from bench.evaluation.probes import Probes, check_frozen, probe, weights_sha256
 from bench.host.allocator import release_garbage
-from bench.host.clock import CATEGORIES, Ledger
+from bench.host.clock import Ledger
 from bench.host.console import Console
 from bench.host.device import Device, configure, open_device
 from bench.host.facts import MachineFacts
@@ -29,7 +26,6 @@ from bench.host.provenance import provenance
 from bench.proving.gate import proofs_for
 from bench.proving.proof import Proof
 from bench.records.assemble import Measured, Outcome, assemble
-from bench.records.events import EventLog
 from bench.records.progress import RunProgress, open_log, read_progress
 from bench.records.schema import decode, encode
 from bench.records.store import folder_of, next_seed_index, write_once
@@ -39,12 +35,11 @@ from bench.spec.track import NamedTrack, seed_value
 from bench.spec.workspace import Workspace
 from bench.training import checkpoint
 from bench.training.activity import activity
-from bench.training.build import build_trainer, loop_config, seed_stream
-from bench.training.horizon import steps_within
-from bench.training.loop import CheckpointDue, EvalDue, StepsDone, Trainer, train, warm_up
-from bench.training.loop import Diverged as LossDiverged
+from bench.training.build import build_trainer, seed_stream
+from bench.training.loop import Trainer, warm_up
 from bench.training.out_of_memory import memory_explained
 from bench.training.run_folder import require_folder, run_folder
+from bench.training_run import REPLAY_FOLDER, TrainingRun
 from kernels.counting import dispatches
 
 
@@ -92,7 +87,7 @@ class _Conductor:
     settings: dict[str, str]
     proofs: list[Proof]
     dispatched_before: dict[str, int]
-    log: EventLog
+    training: TrainingRun
 
     def __init__(
         self, request: RunRequest, ledger: Ledger, console: Console, folder: Path, index: int
@@ -101,7 +96,6 @@ class _Conductor:
         self.folder, self.index = folder, index
         self.seed = seed_value(request.track.track, index)
         self.progress = RunProgress()
-        self.saved_step = 0
         self.num_competing = 0
 
     def conduct(self) -> Path:
@@ -120,17 +114,19 @@ class _Conductor:
             resume_at = self._restore(trainer) if self.request.resume else None
             if resume_at is None:
                 checkpoint.clear(self.folder)
-            with open_log(self.folder / "events.jsonl", resume_at) as self.log:
+                checkpoint.clear(self.folder / REPLAY_FOLDER)
+            self.training = self._training()
+            with open_log(self.folder / "events.jsonl", resume_at) as self.training.log:
                 if resume_at is None:
                     recipe = self.request.submission.sha256
-                    self._log("run_start", recipe=recipe, plan=self.plan.sha256, seed=self.seed)
+                    self.training.write("run_start", recipe=recipe, plan=self.plan.sha256, seed=self.seed)
                 self._warm_up(trainer)
                 with EnergyMeter(environment.get("CUDA_VISIBLE_DEVICES")) as meter:
-                    coverage = self._train(trainer, meter.sample)
+                    coverage = self.training.train(trainer, meter.sample)
                 documents, bestfit, probes = self._evaluate(trainer)
                 core = self._score_core(trainer) if documents else None
                 features = activity(self.plan, trainer, self.prepared) if documents else {}
-                self._log("run_stop", status="ok" if documents else "diverged")
+                self.training.write("run_stop", status="ok" if documents else "diverged")
         return self._record(Outcome(coverage, meter.energy, documents, bestfit, probes, features, core))
 
     def _record(self, outcome: Outcome) -> Path:
@@ -152,13 +148,13 @@ class _Conductor:
             memory=self.device.peak_memory(),
             ledger=self.ledger.close(),
             proofs=self.proofs,
-            dispatches=self._dispatches(),
+            dispatches=self.training.dispatches(),
             warnings=list(request.notes),
-            events_tip=self.log.tip,
+            events_tip=self.training.log.tip,
             image_digest=request.image_digest,
         )
         record = decode(encode(assemble(measured)))  # a 0 in a float field is written as it is read: 0.0
-        path = write_once(request.workspace.records, record, self.log.path.read_bytes())
+        path = write_once(request.workspace.records, record, self.training.log.path.read_bytes())
         if self.progress.diverged_at is not None:
             raise Diverged(
                 f"loss or weights are not finite at step {self.progress.diverged_at}; marked record: {path}",
@@ -187,9 +183,6 @@ class _Conductor:
         release_garbage()  # the proofs' tensors must not be in the way of the run's
         self.dispatched_before = dispatches()
 
-    def _dispatches(self) -> dict[str, int]:
-        return self.progress.dispatches(dispatches(since=self.dispatched_before))
-
     def _trainer(self) -> Trainer:
         # Wrapping the model loads the compiler (1.5 s with torch 2.13), so building belongs to compiling.
         with self.ledger.span("compile" if self.plan.compiled else "warmup"):
@@ -207,9 +200,21 @@ class _Conductor:
             state, tensors = found
             checkpoint.restore(tensors, trainer)
             self.progress = read_progress(self.folder / "events.jsonl", state)
-            self.saved_step = state.step
             self.console.line(f"resuming after step {state.step}")
         return state.events_bytes, state.events_tip
+
+    def _training(self) -> TrainingRun:
+        return TrainingRun(
+            plan=self.plan,
+            seed=self.seed,
+            folder=self.folder,
+            device=self.device,
+            prepared=self.prepared,
+            progress=self.progress,
+            ledger=self.ledger,
+            console=self.console,
+            dispatched_before=self.dispatched_before,
+        )
 
     def _warm_up(self, trainer: Trainer) -> None:
         """Compile and touch memory, on synthetic tokens."""
@@ -223,100 +228,17 @@ class _Conductor:
                 warm_up(trainer, plan.device_sequences, plan.model.sequence_length, self.device.torch_device)
         release_garbage()
 
-    def _train(self, trainer: Trainer, sample: Callable[[], None]) -> Coverage:
-        plan, first = self.plan, self.progress.step
-        with Loader(
-            self.prepared,
-            plan.model.sequence_length,
-            plan.device_sequences,
-            plan.accumulation,
-            rank=0,
-            world_size=1,
-            seed=seed_stream(self.seed, "data"),
-            device_pin=self.device.is_pinned_memory_allowed,
-        ) as loader:
-            loader.seek(first)
-            events = train(trainer, self._batches(loader), loop_config(plan), self._total_steps, first)
-            while True:
-                with self.ledger.span("train"):
-                    event = next(events, None)
-                if event is None:
-                    break
-                if isinstance(event, StepsDone):
-                    self._on_steps(event)
-                    self.device.sample_memory()
-                    sample()
-                elif isinstance(event, EvalDue):
-                    with self.ledger.span("eval"):
-                        self._score(trainer)
-                elif isinstance(event, CheckpointDue):
-                    self._checkpoint(trainer)
-                elif isinstance(event, LossDiverged):
-                    self._on_divergence(event.step)
-                if self.progress.diverged_at is not None:
-                    break
-            return loader.progress()
-
-    def _batches(self, loader: Loader) -> Iterator[Batch]:
-        while True:
-            with self.ledger.span("data_wait", synchronized=False):
-                batch = next(loader).to(self.device.torch_device)
-            yield batch
-
-    def _official_s(self) -> float:
-        """Official seconds so far, earlier processes of a resumed run included."""
-        return self.ledger.running_total("train", "data_wait") + self.progress.carried_official_s
-
-    def _total_steps(self, step: int) -> float:
-        """Steps of the whole run: the plan's, or under a time horizon what the time left will take."""
-        budget_s = self.plan.recipe.horizon.seconds
-        if budget_s is None:
-            return self.plan.iterations
-        return steps_within(budget_s, step, self._official_s(), estimate=self.plan.iterations)
-
-    def _on_steps(self, event: StepsDone) -> None:
-        progress, total = self.progress, self._total_steps(event.step)
-        seconds = self._official_s()
-        step_s = progress.add_steps(event.step, event.losses, seconds)
-        rate = event.scales.learning_rate
-        self._log("step", step=event.step, losses=event.losses, official_s=seconds, learning_rate=rate)
-        self.console.step(
-            event.step,
-            total,
-            event.losses[-1],
-            bpb=progress.bpbs[-1][1] if progress.bpbs else None,
-            tokens_per_s=self.plan.batch_tokens / step_s,
-            left_s=(total - event.step) * step_s,
-        )
-
-    def _on_divergence(self, step: int) -> None:
-        self.progress.step = self.progress.diverged_at = step
-        self._log("diverged", step=step)
-
-    def _score(self, trainer: Trainer) -> BitsPerByte | None:
-        """Validation as of this step; a value that is not finite is a divergence, and None."""
-        step = self.progress.step
-        result = documents_bpb(
-            trainer.model, self.prepared, self.plan.device_sequences, self.device.torch_device
-        )
-        if not math.isfinite(result.value):
-            self._on_divergence(step)
-            return None
-        self.progress.bpbs.append((step, result.value))
-        self._log("eval_accuracy", step=step, val_bpb=result.value, nats=result.nats)
-        return result
-
     def _evaluate(self, trainer: Trainer) -> tuple[BitsPerByte | None, BitsPerByte | None, Probes | None]:
         """Final scores under probes; nothing is scored of a diverged run. The final weights are kept."""
         if self.progress.diverged_at is not None:
             return None, None, None
-        self._checkpoint(trainer)
+        self.training.save(trainer)
         self.console.line("evaluating")
         with self.ledger.span("eval"):
             model, device = trainer.model, self.device.torch_device
             num_tokens = self.prepared.facts.validation.num_tokens
             before = weights_sha256(model)
-            documents = self._score(trainer)
+            documents = self.training.score(trainer)
             if documents is None:
                 return None, None, None
             bestfit = bestfit_bpb(model, self.prepared, self.plan.device_sequences, num_tokens, device)
@@ -330,21 +252,7 @@ class _Conductor:
             return None
         with self.ledger.span("core"):
             core = self.core.score(trainer.model, self.prepared, self.device, self.folder, self.console)
-        self._log("core", metric_id=core.metric_id, value=core.value, standard_error=core.standard_error)
+        self.training.write(
+            "core", metric_id=core.metric_id, value=core.value, standard_error=core.standard_error
+        )
         return core
-
-    def _checkpoint(self, trainer: Trainer) -> None:
-        step = self.progress.step
-        if step == self.saved_step:  # resumed here: the one there is whole, to replace it would risk it
-            return
-        with self.ledger.span("checkpoint"):
-            self.log.sync()
-            dispatched = self._dispatches()
-            state = self.progress.state(self.plan.sha256, self.seed, self.log, self.ledger, dispatched)
-            checkpoint.save(self.folder, trainer, state, self.prepared.tokenizer_path)
-        self.saved_step = step
-
-    def _log(self, key: str, **value: object) -> None:
-        time_s = self.ledger.running_total(*CATEGORIES) + sum(self.progress.carried_s.values())
-        self.log.append(key, time_s, **value)
-        self.progress.num_events += 1

@@ -55,7 +55,7 @@ def signal_at_step(number: int, step: int) -> None:
 
 
 def full_disk_at_save(save: int, limit_bytes: int) -> None:
-    """Let no file grow beyond `limit_bytes` from the `save`-th checkpoint on."""
+    """Let no file grow beyond `limit_bytes` from the `save`-th checkpoint on, those for replays too."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     limit = (limit_bytes, hard)
     _before(checkpoint, "save", save, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))

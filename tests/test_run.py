@@ -101,7 +101,16 @@ def test_the_events_lead_to_the_record(first: tuple[Workspace, StoredRecord]) ->
     record, events = first[1].record, tiny.events_of(first[1])
     three, score = ["step"] * 3, "eval_accuracy"
     keys = ["run_start", *three, score, *three, score, "step", "step", score, "run_stop"]
-    assert [event.key for event in events] == keys
+    assert [event.key for event in events if event.key != "state"] == keys
+    noted = [event.value for event in events if event.key == "state"]
+    assert [(each["step"], bool(each["kept_sha256"])) for each in noted] == [
+        (0, False),
+        (1, False),
+        (2, True),
+        (3, False),
+        (5, True),
+        (6, False),
+    ]
     assert events[-1].hash == record.events_sha256_tip
     steps = [event.value for event in events if event.key == "step"]
     assert [loss for step in steps for loss in step["losses"]] == record.curves.losses

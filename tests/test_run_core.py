@@ -214,7 +214,7 @@ def test_what_cannot_be_scored_is_told_before_training(
 ) -> None:
     (home,) = (data / "core").glob("bundle-*")
     space = checkout(tmp_path, data, **score)
-    monkeypatch.setattr("bench.run.train", None)
+    monkeypatch.setattr("bench.training_run.train", None)
     kept = (home / broken).read_bytes() if broken else b""
     if broken:
         (home / broken).write_bytes(kept[:-2] + b" \n")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import bench.run as conductor
+from bench import training_run
 from bench.board.build import board_text
 from bench.errors import (
     DataError,
@@ -126,14 +127,14 @@ def test_an_absurd_learning_rate_is_a_divergence(space: Workspace) -> None:
 
 def test_a_model_that_died_has_no_score(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finite weights, but every prediction the same."""
-    real = conductor.documents_bpb
+    real = training_run.documents_bpb
 
     def of_the_dead(model: Any, *arguments: Any) -> Any:
         with torch.no_grad():
             model.lm_head.zero_()
         return real(model, *arguments)
 
-    monkeypatch.setattr(conductor, "documents_bpb", of_the_dead)
+    monkeypatch.setattr(training_run, "documents_bpb", of_the_dead)
     with pytest.raises(VerificationFailed, match="do not depend on the tokens") as caught:
         tiny.run_here(space)
     assert "learning rates" in caught.value.hint
@@ -192,7 +193,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(
     space: Workspace, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     (space.root / folder).write_text("in the way")
-    monkeypatch.setattr(conductor, "train", None)
+    monkeypatch.setattr(training_run, "train", None)
     with pytest.raises(DataError) as caught:
         tiny.run_here(space)
     assert caught.value.exit_code == 5

@@ -1,14 +1,15 @@
-"""Commands that train: run, perf, perf-levers."""
+"""Commands that train: run, replay, perf, perf-levers."""
 
 from __future__ import annotations
 
 import argparse
+import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.commands.shared import before_torch, emit, planned, workspace
-from bench.errors import Diverged
+from bench.errors import Diverged, VerificationFailed
 from bench.spec.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -70,6 +71,41 @@ def finish(path: Path, space: Workspace, made: Any, as_json: bool) -> None:
         emit({"record": str(path), "scores": record.scores, "timing": record.timing, "memory": record.memory})
     else:
         print(summary(record, path.relative_to(space.root), space.board.relative_to(space.root)))
+
+
+def replay(options: argparse.Namespace) -> int:
+    """`bench replay`."""
+    before_torch(options)
+    from bench.host.console import Console
+    from bench.host.machine import detect
+    from bench.host.planning import plan_submission
+    from bench.records.replayed import write_replay
+    from bench.records.store import read
+    from bench.records.verify import require_valid
+    from bench.spec.submission import Submission, decode_recipe
+    from bench.spec.track import load_track
+
+    space, stored = workspace(options), read(options.record)
+    run_of = stored.record.identity
+    track = load_track(run_of.track, space.tracks)
+    require_valid(stored, track)
+    recipe = decode_recipe(run_of.recipe_resolved, str(stored.path))
+    submission = Submission(run_of.recipe, recipe, run_of.recipe_sha256)
+    facts = detect(options.device, environment=options.environment)
+    planned = plan_submission(submission, track, facts, space, options.environment)
+    from bench.replay import open_rerun
+    from bench.replay import replay as execute
+
+    rerun, console = open_rerun(stored, planned, space), Console(quiet=options.json)
+    nonce = options.nonce or secrets.token_hex(8)
+    outcome = execute(stored, rerun, nonce, options.segments, facts.device_name, console.line)
+    path = write_replay(space.replays, outcome)
+    if options.json:
+        emit(outcome)
+    else:
+        verdict = "passed" if outcome.passed else "FAILED"
+        print(f"replay {verdict}: {outcome.says}\nwrote {path.relative_to(space.root)}")
+    return 0 if outcome.passed else VerificationFailed.exit_code
 
 
 def perf_levers(options: argparse.Namespace) -> None:

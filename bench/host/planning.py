@@ -84,12 +84,23 @@ def plan_here(
     else:
         own = load_track(submission.recipe.track, space.tracks)
         track, sentence = default_track(own, load_tracks(space.tracks), facts)
+    return plan_submission(submission, track, facts, space, environment)._replace(sentence=sentence)
+
+
+def plan_submission(
+    submission: Submission,
+    track: NamedTrack,
+    facts: MachineFacts,
+    space: Workspace,
+    environment: Mapping[str, str],
+) -> Planned:
+    """A submission planned on a track and this machine."""
     recipe = on_track(submission.recipe, track.track, submission.name)
     rates = read_rates(space.data / "rates.json")
     machine = plan_machine(facts, track, recipe.precision.compute, recipe.model.depth, rates)
     made = make_plan(submission, track, machine)
     refusals = made.refusals + device_refusals(made, facts, environment)
-    return Planned(submission, track, msgspec.structs.replace(made, refusals=refusals), facts, sentence)
+    return Planned(submission, track, msgspec.structs.replace(made, refusals=refusals), facts, "")
 
 
 def plan_machine(facts: MachineFacts, track: NamedTrack, dtype: str, depth: int, rates: Rates) -> PlanMachine:

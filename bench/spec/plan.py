@@ -84,6 +84,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         derived = {"recipe": self.recipe, "model": self.model, "schedule": self.schedule, "rates": self.rates}
         return sha256(derived | {"batch": self.batch_tokens, "iterations": iterations})
 
+    def sequences_after(self, step: int) -> int:
+        """Training sequences that the first `step` steps take."""
+        return step * self.batch_tokens // self.model.sequence_length
+
 
 def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
     """The model's shape; `depth` asks for the same recipe at another depth."""

@@ -29,6 +29,11 @@ class Workspace(msgspec.Struct, frozen=True, kw_only=True):
         return self.root / "leaderboard" / "records"
 
     @property
+    def replays(self) -> Path:
+        """Outcomes of replays, by record."""
+        return self.root / "leaderboard" / "replays"
+
+    @property
     def reported(self) -> Path:
         """What others published."""
         return self.root / "leaderboard" / "reported.toml"

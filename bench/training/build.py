@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.spec.plan import Plan
 from bench.spec.recipe import AdamW
 from bench.training.loop import LoopConfig, Trainer
+from bench.training.segments import segments
 from kernels.choices import Choice
 from kernels.dispatch import bind
 from model.gpt import GPT
@@ -70,6 +71,7 @@ def loop_config(plan: Plan) -> LoopConfig:
         log_every_steps=recipe.log.every_steps,
         eval_every_steps=recipe.eval.every_steps,
         checkpoint_every_steps=recipe.checkpoint.every_steps,
+        state_steps=frozenset(step for segment in segments(plan.iterations) for step in segment),
     )
 
 

@@ -25,7 +25,7 @@ from model.gpt import GPT
 KEEP = 2
 # Ledger categories that a checkpoint carries over to the process that resumes.
 CARRIED = ("train", "data_wait", "eval", "compile", "warmup", "checkpoint")
-MODEL_FILE, TOKENIZER_FILE = "model.json", "tokenizer.json"
+MODEL_FILE, TENSORS_FILE, TOKENIZER_FILE = "model.json", "tensors.safetensors", "tokenizer.json"
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,8 +50,14 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tokenizer_sha256: str
 
 
-def save(folder: Path, trainer: Trainer, state: RunState, tokenizer: Path | None = None) -> Path:
-    """Write `step-N` into `folder` atomically and drop all but the newest `KEEP`.
+def save(
+    folder: Path,
+    trainer: Trainer,
+    state: RunState,
+    tokenizer: Path | None = None,
+    keep: int | None = KEEP,
+) -> Path:
+    """Write `step-N` into `folder` atomically and drop all but the newest `keep`, or none.
 
     Args:
         tokenizer: its file; with it the checkpoint can be evaluated by itself.
@@ -72,14 +78,14 @@ def save(folder: Path, trainer: Trainer, state: RunState, tokenizer: Path | None
         finally:
             shutil.rmtree(building, ignore_errors=True)  # a failed one may fill the disk
         sync_folder(folder)
-    for old in checkpoints(folder)[:-KEEP]:
+    for old in checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def _build(building: Path, tensors: dict[str, Tensor], state: RunState) -> None:
     building.mkdir(parents=True)
-    path = building / "tensors.safetensors"
+    path = building / TENSORS_FILE
     try:
         save_file(tensors, path)
     except SafetensorError as error:  # how safetensors reports any fault of the file system
@@ -125,19 +131,25 @@ def newest_whole(folder: Path, plan_sha256: str, seed: int) -> tuple[RunState, d
         DataError: it is of another plan or seed.
     """
     for path in reversed(checkpoints(folder)):
-        try:
-            state = msgspec.json.decode((path / "state.json").read_bytes(), type=RunState)
-            is_whole = sha256_file(path / "tensors.safetensors") == state.tensors_sha256
-        except (OSError, msgspec.DecodeError):
-            continue
-        if not is_whole:
+        state = whole_state(path)
+        if state is None:
             continue
         if (state.plan_sha256, state.seed) != (plan_sha256, seed):
             raise DataError(
                 f"{path} is of another plan or seed", "remove the folder, or run without --resume"
             )
-        return state, load_file(path / "tensors.safetensors")
+        return state, load_file(path / TENSORS_FILE)
     return None
+
+
+def whole_state(path: Path) -> RunState | None:
+    """The state of one checkpoint; None where a file is missing, cut or altered."""
+    try:
+        state = msgspec.json.decode((path / "state.json").read_bytes(), type=RunState)
+        is_whole = sha256_file(path / TENSORS_FILE) == state.tensors_sha256
+    except (OSError, msgspec.DecodeError):
+        return None
+    return state if is_whole else None
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:

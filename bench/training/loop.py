@@ -17,15 +17,22 @@ from model.schedule import ScheduleConfig, StepScales, scales_at
 
 
 class StepsDone(NamedTuple):
-    """Finite `losses` of the last steps, up to and including `step` (1 is the first), read back in one go."""
+    """Finite `losses` and `scales` of the last steps, up to `step` (1 is the first), read back in one go."""
 
     step: int
     losses: list[float]
-    scales: StepScales
+    scales: list[StepScales]
+    totals: list[float]  # of the run's steps, as assumed by the schedules
 
 
 class EvalDue(NamedTuple):
     """The run stands between steps; evaluate now."""
+
+    step: int
+
+
+class StateDue(NamedTuple):
+    """The run stands between steps, at one where a replay starts or stops; note its state now."""
 
     step: int
 
@@ -42,7 +49,7 @@ class Diverged(NamedTuple):
     step: int
 
 
-Event = StepsDone | EvalDue | CheckpointDue | Diverged
+Event = StepsDone | EvalDue | StateDue | CheckpointDue | Diverged
 
 
 class LoopConfig(NamedTuple):
@@ -53,6 +60,7 @@ class LoopConfig(NamedTuple):
     log_every_steps: int
     eval_every_steps: int
     checkpoint_every_steps: int
+    state_steps: frozenset[int] = frozenset()
 
 
 class Trainer(NamedTuple):
@@ -63,6 +71,14 @@ class Trainer(NamedTuple):
     optimizer: MuonAdamW
     clip: QKClip | None = None
     z_loss: float = 0.0
+
+
+class _Unread(NamedTuple):
+    """A step whose loss is still on the device."""
+
+    loss: Tensor
+    scales: StepScales
+    total: float
 
 
 def batch_loss(trainer: Trainer, batch: Batch) -> Tensor:
@@ -87,14 +103,15 @@ def train(
 ) -> Iterator[Event]:
     """Events of a run from `first_step` on.
 
-    Before an EvalDue, a CheckpointDue and the end, all losses are read back and the weights known to be
-    finite: whoever looks at the run between two steps sees all of it.
+    Before an EvalDue, a StateDue, a CheckpointDue and the end, all losses are read back and the weights
+    known to be finite: whoever looks at the run between two steps sees all of it.
 
     Args:
         batches: micro-batches on the device, from the first of `first_step` on.
         total_steps: steps of the run as known before a step; constant, or an estimate under a time horizon.
     """
-    step, unread, scales = first_step, [], StepScales(0.0, 0.0, 0.0)
+    step: int = first_step
+    unread: list[_Unread] = []
     while step < (total := total_steps(step)):
         due = _due(step, config) if step > first_step else []
         if due and not _has_finite_weights(trainer.model):
@@ -102,35 +119,40 @@ def train(
             return
         yield from due
         scales = scales_at(step, total, config.schedule)
-        unread.append(_step(trainer, batches, config.accumulation, scales))
+        unread.append(_Unread(_step(trainer, batches, config.accumulation, scales), scales, total))
         step += 1
         if step % config.log_every_steps == 0 or _due(step, config):
-            if not (yield from _read_back(step, unread, scales)):
+            if not (yield from _read_back(step, unread)):
                 return
             unread = []
-    if unread and not (yield from _read_back(step, unread, scales)):
+    if unread and not (yield from _read_back(step, unread)):
         return
     if step > first_step and not _has_finite_weights(trainer.model):
         yield Diverged(step)
 
 
 def _due(step: int, config: LoopConfig) -> list[Event]:
-    """What is due after `step`; an evaluation comes first, so that a checkpoint holds its score."""
+    """What is due after `step`; a checkpoint comes last, so that it holds what the others log."""
     due: list[Event] = []
     if config.eval_every_steps and step % config.eval_every_steps == 0:
         due.append(EvalDue(step))
+    if step in config.state_steps:
+        due.append(StateDue(step))
     if config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
         due.append(CheckpointDue(step))
     return due
 
 
-def _read_back(step: int, unread: list[Tensor], scales: StepScales) -> Generator[Event, None, bool]:
+def _read_back(step: int, unread: list[_Unread]) -> Generator[Event, None, bool]:
     """The steps' losses up to the first that is not finite; whether all were finite."""
-    losses: list[float] = torch.stack(unread).tolist()
+    losses: list[float] = torch.stack([each.loss for each in unread]).tolist()
     num_finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     last = step - len(losses) + num_finite
     if num_finite:
-        yield StepsDone(last, losses[:num_finite], scales)
+        finite = unread[:num_finite]
+        yield StepsDone(
+            last, losses[:num_finite], [each.scales for each in finite], [each.total for each in finite]
+        )
     if num_finite < len(losses):
         yield Diverged(last + 1)
     return num_finite == len(losses)

@@ -74,7 +74,7 @@ def state(step: int) -> RunState:
 def losses(trainer: Trainer, plan: Plan, prepared: Prepared, first: int, last: int) -> list[float]:
     """Of the steps from `first` to `last` of a run of STEPS."""
     rows, tokens = plan.device_sequences, plan.model.sequence_length
-    config = loop_config(plan)._replace(checkpoint_every_steps=0)
+    config = loop_config(plan)._replace(checkpoint_every_steps=0, state_steps=frozenset())
     with Loader(prepared, tokens, rows, plan.accumulation, 0, 1, seed=5, device_pin=False) as loader:
         loader.seek(first)
         events = train(trainer, (one.to(CPU) for one in loader), config, lambda _: STEPS, first)

@@ -95,7 +95,7 @@ def test_killed_in_a_step(space: Workspace, whole: StoredRecord) -> None:
 @pytest.mark.parametrize(
     ("event", "number"),
     [
-        ("os.rename", 2),  # the second checkpoint is built and has no name yet
+        ("os.rename", 3),  # the second checkpoint (a state kept for replays came first) has no name yet
         pytest.param("os.rmdir", 1, marks=pytest.mark.slow),  # an old checkpoint is half removed
         pytest.param(
             "os.link", 1, marks=pytest.mark.slow
@@ -145,7 +145,7 @@ def test_a_signal_is_an_interruption(space: Workspace, number: signal.Signals) -
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(space: Workspace, whole: StoredRecord) -> None:
-    code, output = tiny.bench(space, *tiny.run_words(), before=partial(full_disk_at_save, 2, 100_000))
+    code, output = tiny.bench(space, *tiny.run_words(), before=partial(full_disk_at_save, 3, 100_000))
     assert code == 5
     assert "no room for" in output
     folder = space.root / TRACK_FOLDER
@@ -231,5 +231,5 @@ def test_more_logging_or_less_saves_the_same_state(
     interrupt(space, monkeypatch, 5)
     resumed = tiny.run_here(space, resume=True).record
     assert resumed.curves.losses == whole.record.curves.losses
-    assert resumed.curves.logged_steps == [3, 5, 6, 8]
+    assert resumed.curves.logged_steps == [1, 2, 3, 5, 6, 8]  # 1, 2: where a replay may start or stop
     assert resumed.scores.weights_sha256 == whole.record.scores.weights_sha256

@@ -1,0 +1,196 @@
+"""Training under way: the loop's events carried out, timed, logged, scored and saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench.data.loader import Batch, Loader
+from bench.data.loader import Progress as Coverage
+from bench.data.prepared import Prepared
+from bench.data.storage import sha256_file
+from bench.evaluation.bits_per_byte import BitsPerByte, documents_bpb
+from bench.evaluation.probes import weights_sha256
+from bench.host.clock import CATEGORIES, Ledger
+from bench.host.console import Console
+from bench.host.device import Device
+from bench.records.events import EventLog
+from bench.records.progress import RunProgress
+from bench.spec.plan import Plan
+from bench.training import checkpoint
+from bench.training.build import loop_config, seed_stream
+from bench.training.horizon import steps_within
+from bench.training.loop import CheckpointDue, Diverged, EvalDue, Event, StateDue, StepsDone, Trainer, train
+from bench.training.segments import segments
+from kernels.counting import dispatches
+
+REPLAY_FOLDER = "replay"
+
+
+class TrainingRun:
+    """One run's training, between its warm-up and its record.
+
+    Args:
+        folder: the run's own, for checkpoints.
+        progress: empty, or that of the processes this one continues.
+        dispatched_before: what `kernels.counting.dispatches` said before anything of the run ran.
+    """
+
+    log: EventLog
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        seed: int,
+        folder: Path,
+        device: Device,
+        prepared: Prepared,
+        progress: RunProgress,
+        ledger: Ledger,
+        console: Console,
+        dispatched_before: dict[str, int],
+    ) -> None:
+        self.plan, self.seed, self.folder, self.device = plan, seed, folder, device
+        self.prepared, self.progress, self.ledger, self.console = prepared, progress, ledger, console
+        self.dispatched_before = dispatched_before
+        self.saved_step = progress.step
+
+    def train(self, trainer: Trainer, sample: Callable[[], None]) -> Coverage:
+        """Every step that is left; `sample` is called after those whose losses were read back."""
+        plan, first = self.plan, self.progress.step
+        if not first:
+            self._note_state(trainer)
+        with Loader(
+            self.prepared,
+            plan.model.sequence_length,
+            plan.device_sequences,
+            plan.accumulation,
+            rank=0,
+            world_size=1,
+            seed=seed_stream(self.seed, "data"),
+            device_pin=self.device.is_pinned_memory_allowed,
+        ) as loader:
+            loader.seek(first)
+            events = train(trainer, self._batches(loader), loop_config(plan), self._total_steps, first)
+            while True:
+                with self.ledger.span("train"):
+                    event = next(events, None)
+                if event is None:
+                    break
+                self._carry_out(event, trainer, sample)
+                if self.progress.diverged_at is not None:
+                    break
+            return loader.progress()
+
+    def _carry_out(self, event: Event, trainer: Trainer, sample: Callable[[], None]) -> None:
+        if isinstance(event, StepsDone):
+            self._on_steps(event)
+            self.device.sample_memory()
+            sample()
+        elif isinstance(event, EvalDue):
+            with self.ledger.span("eval"):
+                self.score(trainer)
+        elif isinstance(event, StateDue):
+            self._note_state(trainer)
+        elif isinstance(event, CheckpointDue):
+            self.save(trainer)
+        elif isinstance(event, Diverged):
+            self._on_divergence(event.step)
+
+    def _batches(self, loader: Loader) -> Iterator[Batch]:
+        while True:
+            with self.ledger.span("data_wait", synchronized=False):
+                batch = next(loader).to(self.device.torch_device)
+            yield batch
+
+    def _official_s(self) -> float:
+        """Official seconds so far, earlier processes of a resumed run included."""
+        return self.ledger.running_total("train", "data_wait") + self.progress.carried_official_s
+
+    def _total_steps(self, step: int) -> float:
+        """Steps of the whole run: the plan's, or under a time horizon what the time left will take."""
+        budget_s = self.plan.recipe.horizon.seconds
+        if budget_s is None:
+            return self.plan.iterations
+        return steps_within(budget_s, step, self._official_s(), estimate=self.plan.iterations)
+
+    def _on_steps(self, event: StepsDone) -> None:
+        progress, total = self.progress, self._total_steps(event.step)
+        seconds = self._official_s()
+        step_s = progress.add_steps(event.step, event.losses, seconds)
+        self.write(
+            "step",
+            step=event.step,
+            losses=event.losses,
+            official_s=seconds,
+            learning_rates=[scales.learning_rate for scales in event.scales],
+            totals=event.totals,
+            sequences=[
+                self.plan.sequences_after(step + 1)
+                for step in range(event.step - len(event.losses), event.step)
+            ],
+        )
+        self.console.step(
+            event.step,
+            total,
+            event.losses[-1],
+            bpb=progress.bpbs[-1][1] if progress.bpbs else None,
+            tokens_per_s=self.plan.batch_tokens / step_s,
+            left_s=(total - event.step) * step_s,
+        )
+
+    def _on_divergence(self, step: int) -> None:
+        self.progress.step = self.progress.diverged_at = step
+        self.write("diverged", step=step)
+
+    def score(self, trainer: Trainer) -> BitsPerByte | None:
+        """Validation as of this step; a value that is not finite is a divergence, and None."""
+        step = self.progress.step
+        result = documents_bpb(
+            trainer.model, self.prepared, self.plan.device_sequences, self.device.torch_device
+        )
+        if not math.isfinite(result.value):
+            self._on_divergence(step)
+            return None
+        self.progress.bpbs.append((step, result.value))
+        self.write("eval_accuracy", step=step, val_bpb=result.value, nats=result.nats)
+        return result
+
+    def _note_state(self, trainer: Trainer) -> None:
+        """Log the hash of the weights where a replay may start or stop; keep the state where it starts.
+
+        The state at step 0 need not be kept: it follows from the seed.
+        """
+        step = self.progress.step
+        with self.ledger.span("checkpoint"):
+            kept_sha256 = ""
+            if step and step in {segment.start for segment in segments(self.plan.iterations)}:
+                kept = checkpoint.save(self.folder / REPLAY_FOLDER, trainer, self._state(), keep=None)
+                kept_sha256 = sha256_file(kept / checkpoint.TENSORS_FILE)
+            weights = weights_sha256(trainer.model)
+        self.write("state", step=step, weights_sha256=weights, kept_sha256=kept_sha256)
+
+    def save(self, trainer: Trainer) -> None:
+        """A checkpoint of this step, unless it is the one the run was resumed from."""
+        step = self.progress.step
+        if step == self.saved_step:  # resumed here: the one there is whole, to replace it would risk it
+            return
+        with self.ledger.span("checkpoint"):
+            self.log.sync()
+            checkpoint.save(self.folder, trainer, self._state(), self.prepared.tokenizer_path)
+        self.saved_step = step
+
+    def _state(self) -> checkpoint.RunState:
+        return self.progress.state(self.plan.sha256, self.seed, self.log, self.ledger, self.dispatches())
+
+    def dispatches(self) -> dict[str, int]:
+        """How often each implementation ran in the run so far."""
+        return self.progress.dispatches(dispatches(since=self.dispatched_before))
+
+    def write(self, key: str, **value: object) -> None:
+        """Append an event to the run's log."""
+        time_s = self.ledger.running_total(*CATEGORIES) + sum(self.progress.carried_s.values())
+        self.log.append(key, time_s, **value)
+        self.progress.num_events += 1
