@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.commands import core, data, device, kernels, recipes, records
+from bench.commands import core, data, device, experiments, kernels, recipes, records
 from bench.errors import BenchError, Interrupted, RecipeError
 from kernels.choices import IMPLEMENTATIONS
 
@@ -89,6 +90,17 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+def number(text: str) -> float:
+    """An argument's type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0.0 < value < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!a} is not a number above 0")
+    return value
+
+
 CHOSEN = "recipe --track --device --data"
 PROVING = "--device --kernel --implementation --examples --example-seed --data"
 MEASURING = "--device --kernel --shapes --rounds"
@@ -104,6 +116,12 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --resume --json"),
     ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
     ("verify", records.verify, "check records against everything they claim", "records --json"),
+    (
+        "compare",
+        experiments.compare,
+        "what the records tell of two recipes",
+        "a b --track --effect --plot --json",
+    ),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
@@ -151,6 +169,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": 32768,
         "help": "vocabulary to prepare for (default 32768)",
     },
+    "--effect": {"type": number, "help": "the difference of the score worth knowing; default: the one found"},
+    "--plot": {"type": Path, "metavar": "OUT", "help": "write a chart as SVG"},
     "--kernel": {"choices": tuple(IMPLEMENTATIONS), "help": "one op; default: all"},
     "--implementation": {"help": "one of the op's implementations; default: all this device can run"},
     "--examples": {"type": whole(1, 10**6), "default": 40, "help": "of each property (default 40)"},

@@ -1,0 +1,42 @@
+"""Commands about experiments: compare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bench.commands.shared import emit, workspace
+from bench.errors import DataError
+
+
+def compare(options: argparse.Namespace) -> None:
+    """`bench compare`."""
+    from bench.experiments.compare import compare as compared
+    from bench.experiments.compare import comparison_text, loss_chart
+    from bench.records.store import read_all
+    from bench.spec.track import load_track
+
+    space = workspace(options)
+    records = [stored.record for stored in read_all(space.records)]
+    a, b = (recipe_name(path) for path in (options.a, options.b))
+    found, one, other = compared(records, a, b, options.track, options.effect)
+    if options.plot:
+        write_text(options.plot, loss_chart(one, other))
+    if options.json:
+        emit(found)
+    else:
+        print(comparison_text(found, load_track(found.track, space.tracks).track))
+
+
+def recipe_name(path: Path) -> str:
+    """The name of a recipe given as a name or as a file."""
+    return path.name.removesuffix(".toml")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a generated file, its folder with it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", "name a place that can be written") from error
