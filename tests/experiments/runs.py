@@ -12,14 +12,14 @@ from bench.records.store import write_once
 from tests.records.sample import sample
 
 
-def run_of(recipe: str, seed_index: int, bpb: float | None, seconds: float = 15.0, **others: Any) -> Record:
+def run_of(name: str, seed_index: int, bpb: float | None, seconds: float = 15.0, **others: Any) -> Record:
     """A valid record of this recipe with this score and official time less 0.5 s of waiting."""
-    return sample(recipe, seed_index, bpb, train_s=seconds, **others)[0]
+    return sample(name, seed_index, bpb, train_s=seconds, **others)[0]
 
 
-def series(recipe: str, bpbs: list[float | None], seconds: float = 15.0, **others: Any) -> list[Record]:
+def series(name: str, bpbs: list[float | None], seconds: float = 15.0, **others: Any) -> list[Record]:
     """One run a score."""
-    return [run_of(recipe, i, bpb, seconds + 0.01 * i, **others) for i, bpb in enumerate(bpbs)]
+    return [run_of(name, i, bpb, seconds + 0.01 * i, **others) for i, bpb in enumerate(bpbs)]
 
 
 def changed(record: Record, part: str, **fields: Any) -> Record:
