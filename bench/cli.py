@@ -106,6 +106,7 @@ PROVING = "--device --kernel --implementation --examples --example-seed --data"
 MEASURING = "--device --kernel --shapes --rounds"
 CHECKING = "--device --out --data --seconds"
 ASKING = "--max-per-task --baselines --squad --bundle --device --data --json --lm-eval-table"
+GATING = "--baseline --track --target --cycle --phase --miniseries --concern"
 # Name, function, what it does, arguments.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str], ...] = (
     ("check", recipes.check, "check recipes and list every problem", "recipes --json"),
@@ -122,6 +123,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
         "what the records tell of two recipes",
         "a b --track --effect --plot --json",
     ),
+    ("gate", experiments.gate, "decide on a candidate by its records", f"candidate {GATING} --json"),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
@@ -135,6 +137,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "levers": {"nargs": "*", "help": "names after d4- in submissions/; default: all"},
     "a": {"type": Path, "help": "the recipe to start from"},
     "b": {"type": Path, "help": "the recipe to compare"},
+    "candidate": {"type": Path, "help": "the recipe to decide on"},
     "checkpoint": {"type": Path, "help": "a run's folder under .runs, or one checkpoint of it"},
     "records": {"type": Path, "nargs": "*", "help": "record files; default: all"},
     "action": {"choices": ("pin", "fetch", "prepare"), "help": "what to do"},
@@ -170,6 +173,16 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "vocabulary to prepare for (default 32768)",
     },
     "--effect": {"type": number, "help": "the difference of the score worth knowing; default: the one found"},
+    "--baseline": {"type": Path, "required": True, "help": "the recipe it has to beat"},
+    "--target": {"type": number, "help": "the score to reach; default: the track's target, if it has one"},
+    "--cycle": {"type": whole(1, 999), "default": 1, "help": "cycle of experiments (default 1)"},
+    "--phase": {"type": whole(1, 5), "default": 1, "help": "phase of the cycle (default 1)"},
+    "--miniseries": {
+        "choices": ("pass", "fail", "not run"),
+        "default": "not run",
+        "help": "what the miniseries of depths said (default: not run, which keeps a candidate optional)",
+    },
+    "--concern": {"action": "append", "default": [], "help": "a cause to roll back, in words; repeatable"},
     "--plot": {"type": Path, "metavar": "OUT", "help": "write a chart as SVG"},
     "--kernel": {"choices": tuple(IMPLEMENTATIONS), "help": "one op; default: all"},
     "--implementation": {"help": "one of the op's implementations; default: all this device can run"},

@@ -1,4 +1,4 @@
-"""Commands about experiments: compare."""
+"""Commands about experiments: compare, gate."""
 
 from __future__ import annotations
 
@@ -26,6 +26,36 @@ def compare(options: argparse.Namespace) -> None:
         emit(found)
     else:
         print(comparison_text(found, load_track(found.track, space.tracks).track))
+
+
+def gate(options: argparse.Namespace) -> None:
+    """`bench gate`."""
+    from bench.experiments.decisions import write_changelog, write_once
+    from bench.experiments.verdict import GateRequest, decision_text
+    from bench.experiments.verdict import gate as decided
+    from bench.records.store import read_all
+
+    space = workspace(options)
+    request = GateRequest(
+        candidate=recipe_name(options.candidate),
+        baseline=recipe_name(options.baseline),
+        track=options.track,
+        target=options.target,
+        cycle=options.cycle,
+        phase=options.phase,
+        miniseries=options.miniseries,
+        concerns=tuple(options.concern),
+    )
+    decision = decided(space, read_all(space.records), request)
+    folder = space.root / "leaderboard" / "decisions"
+    path, is_new = write_once(folder, decision)
+    log = write_changelog(folder)
+    if options.json:
+        emit(decision)
+    else:
+        print(decision_text(decision))
+        state = "wrote" if is_new else "known already:"
+        print(f"{state} {path.relative_to(space.root)}, {log.relative_to(space.root)}")
 
 
 def recipe_name(path: Path) -> str:

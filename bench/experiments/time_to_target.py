@@ -62,7 +62,7 @@ def time_to_target(
 def estimates(
     horizons: Sequence[HorizonRuns], target: float, *, better: str = "lower", prior: Prior | None = None
 ) -> tuple[TimeToTarget, ...]:
-    """Measured before bracketed before extrapolated; a bracket stands beside a measured time, which is longer.
+    """Measured before bracketed before extrapolated; a bracket stands beside a longer measured time.
 
     Args:
         prior: what a calibration knows of the scatter of scores.
