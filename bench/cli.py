@@ -101,12 +101,22 @@ def number(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """An argument's type: a count such as 38M, 750K or 1200."""
+    factor = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper(), 1)
+    value = number(text if factor == 1 else text[:-1]) * factor
+    if not 1 <= value <= 10**12:
+        raise argparse.ArgumentTypeError(f"{text!a} is not a count of 1 to 1000B")
+    return round(value)
+
+
 CHOSEN = "recipe --track --device --data"
 PROVING = "--device --kernel --implementation --examples --example-seed --data"
 MEASURING = "--device --kernel --shapes --rounds"
 CHECKING = "--device --out --data --seconds"
 ASKING = "--max-per-task --baselines --squad --bundle --device --data --json --lm-eval-table"
 GATING = "--baseline --track --target --cycle --phase --miniseries --concern"
+SHAPING = "--params --head-dim --tied --balanced --fastest --tolerance"
 # Name, function, what it does, arguments.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str], ...] = (
     ("check", recipes.check, "check recipes and list every problem", "recipes --json"),
@@ -124,6 +134,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
         "a b --track --effect --plot --json",
     ),
     ("gate", experiments.gate, "decide on a candidate by its records", f"candidate {GATING} --json"),
+    ("arch", experiments.arch, "shapes of a given size, by their split", f"{SHAPING} --write --json"),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
@@ -183,6 +194,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "what the miniseries of depths said (default: not run, which keeps a candidate optional)",
     },
     "--concern": {"action": "append", "default": [], "help": "a cause to roll back, in words; repeatable"},
+    "--params": {"type": count, "required": True, "help": "parameters, such as 38M"},
+    "--head-dim": {"type": whole(8, 256), "default": 64, "help": "width of a head (default 64)"},
+    "--tied": {"action": "store_true", "help": "one table for embedding and head"},
+    "--balanced": {"action": "store_true", "help": "only shapes whose shares differ by at most 1 %"},
+    "--fastest": {"action": "store_true", "help": "cheapest token first, instead of the most balanced"},
+    "--tolerance": {"type": number, "default": 0.015, "help": "of the parameters (default 0.015)"},
+    "--write": {"metavar": "NAME", "help": "write the first shape as submissions/NAME.toml"},
     "--plot": {"type": Path, "metavar": "OUT", "help": "write a chart as SVG"},
     "--kernel": {"choices": tuple(IMPLEMENTATIONS), "help": "one op; default: all"},
     "--implementation": {"help": "one of the op's implementations; default: all this device can run"},

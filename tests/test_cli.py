@@ -21,7 +21,20 @@ from tests.spec.recipes import SHIPPED, corrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    *("check", "show", "diff", "plan", "prove", "run", "core", "verify", "compare", "gate", "leaderboard"),
+    *(
+        "check",
+        "show",
+        "diff",
+        "plan",
+        "prove",
+        "run",
+        "core",
+        "verify",
+        "compare",
+        "gate",
+        "arch",
+        "leaderboard",
+    ),
     *("data", "perf", "perf-levers", "kernels", "gpu-check"),
 )
 

@@ -1,4 +1,4 @@
-"""Commands about experiments: compare, gate."""
+"""Commands about experiments: compare, gate, arch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from bench.commands.shared import emit, workspace
-from bench.errors import DataError
+from bench.errors import DataError, RecipeError
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -56,6 +56,38 @@ def gate(options: argparse.Namespace) -> None:
         print(decision_text(decision))
         state = "wrote" if is_new else "known already:"
         print(f"{state} {path.relative_to(space.root)}, {log.relative_to(space.root)}")
+
+
+def arch(options: argparse.Namespace) -> None:
+    """`bench arch`."""
+    from bench.experiments import architecture as shapes
+    from bench.spec.toml import check_name
+
+    if options.head_dim % 8:
+        raise RecipeError(f"--head-dim {options.head_dim}", "heads are multiples of 8 wide")
+    found = shapes.enumerate_shapes(
+        options.params, options.head_dim, is_tied=options.tied, tolerance=options.tolerance
+    )
+    kept = shapes.balanced(found) if options.balanced else found
+    ranked = shapes.ranked(kept, options.params, by_throughput=options.fastest)
+    if not ranked:
+        raise RecipeError(
+            f"no shape of {options.params:,} parameters with heads of {options.head_dim}",
+            "widen --tolerance, or leave out --balanced",
+        )
+    if options.write:
+        path = workspace(options).submissions / f"{check_name(options.write, 'recipe')}.toml"
+        if path.exists():
+            raise RecipeError(f"{path}: exists", "take another name; recipes are not written over")
+        write_text(path, shapes.recipe_text(ranked[0]))
+    if options.json:
+        rows = [
+            {"shape": one, "shares": one.shares, "needs": one.needs, "total_if_tied": one.total_if_tied}
+            for one in ranked
+        ]
+        emit({"params": options.params, "shapes": rows})
+    else:
+        print(shapes.shapes_text(ranked, options.params, options.head_dim))
 
 
 def recipe_name(path: Path) -> str:
