@@ -33,6 +33,7 @@ COMMANDS = (
         "compare",
         "gate",
         "arch",
+        "sweep",
         "leaderboard",
     ),
     *("data", "perf", "perf-levers", "kernels", "gpu-check"),

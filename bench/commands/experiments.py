@@ -1,8 +1,9 @@
-"""Commands about experiments: compare, gate, arch."""
+"""Commands about experiments: compare, gate, arch, sweep."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from bench.commands.shared import emit, workspace
@@ -88,6 +89,34 @@ def arch(options: argparse.Namespace) -> None:
         emit({"params": options.params, "shapes": rows})
     else:
         print(shapes.shapes_text(ranked, options.params, options.head_dim))
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """`bench sweep`."""
+    from bench.experiments import sweep_report as report
+    from bench.experiments.sweep_plan import plan_sweep, sweep_table
+    from bench.experiments.sweep_run import Place, run_sweep, sweep_folder
+
+    space = workspace(options)
+    planned = plan_sweep(options.sweep, space, options.device, options.environment, options.track)
+    if options.plan:
+        emit(planned) if options.json else print(sweep_table(planned))
+        return
+    print(sweep_table(planned), file=sys.stderr, flush=True)
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    done = run_sweep(planned, Place(space, options.device, options.environment), tell)
+    folder, rows = sweep_folder(space, planned.name), report.rows_of(planned, done)
+    text = report.summary(planned, done)
+    write_text(folder / "runs.csv", report.csv_text(rows))
+    write_text(folder / "README.md", text)
+    write_text(folder / "cells.svg", report.sweep_chart(planned, done))
+    if options.json:
+        emit(rows)
+    else:
+        print(f"{text}\nwrote {folder.relative_to(space.root)}")
 
 
 def recipe_name(path: Path) -> str:
