@@ -158,7 +158,8 @@ def changelog(decisions: Sequence[Decision]) -> str:
             "",
         ]
     state = plateau(decisions)
-    lines += [f"Plateau: {'declared' if state.is_declared else f'no ({state.why})'}.", ""]
+    opened = "declared: what was deferred to the next architecture may be reconsidered"
+    lines += [f"Plateau: {opened if state.is_deferred_work_open else f'no ({state.why})'}.", ""]
     return "\n".join(lines)
 
 
@@ -177,6 +178,9 @@ def write_changelog(folder: Path) -> Path:
     """Generate the change log anew from all decisions."""
     path, text = folder / CHANGELOG, changelog(read_all(folder))
     part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", "the folder of decisions must be writable") from error
     return path

@@ -229,5 +229,5 @@ def resolution(found: Difference, effect: float | None = None) -> str:
         return f"not resolvable: the means differ by nothing that {MAX_RUNS:,} runs would show"
     if needed <= n:
         seen = minimum_detectable_effect(found.sigma, found.counts)
-        return f"not resolved with n = {n}, which shows {seen:.2g} with {POWER:.0%} power: smaller than that"
+        return f"not resolved with n = {n}, which would have shown {seen:.2g} with {POWER:.0%} power"
     return f"not resolvable with n = {n}; n = {needed} would resolve {wanted:.2g}"

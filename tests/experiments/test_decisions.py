@@ -82,6 +82,8 @@ def test_two_full_quiet_cycles_are_a_plateau() -> None:
     assert plateau(quiet).is_declared
     assert plateau(quiet).is_deferred_work_open
     assert plateau(quiet).full_cycles == [1, 2]
+    assert "Plateau: declared" in changelog(quiet)
+    assert "Plateau: no (1 full cycles" in changelog(cycle(1))
 
 
 @pytest.mark.parametrize(
