@@ -203,7 +203,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--params": {"type": count, "required": True, "help": "parameters, such as 38M"},
     "--head-dim": {"type": whole(8, 256), "default": 64, "help": "width of a head (default 64)"},
     "--tied": {"action": "store_true", "help": "one table for embedding and head"},
-    "--balanced": {"action": "store_true", "help": "only shapes whose shares differ by at most 1 %"},
+    "--balanced": {"action": "store_true", "help": "only shapes whose shares differ by at most 0.01"},
     "--fastest": {"action": "store_true", "help": "cheapest token first, instead of the most balanced"},
     "--tolerance": {"type": number, "default": 0.015, "help": "of the parameters (default 0.015)"},
     "--write": {"metavar": "NAME", "help": "write the first shape as submissions/NAME.toml"},

@@ -125,13 +125,13 @@ def test_the_false_alarms_and_the_power_are_as_declared() -> None:
 def test_the_moderated_test_keeps_its_level() -> None:
     random = np.random.default_rng(3)
     alarms = 0
-    for _ in range(1000):
+    for _ in range(600):
         runs = random.normal(0.0, 0.01, 26)
         prior = calibration([list(runs[:20])], "simulated")
         found = contrast((-1, 1), (list(runs[20:23]), list(runs[23:])), prior)
         assert found is not None
         alarms += found.p_below < ALPHA
-    assert alarms / 1000 <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / 1000)
+    assert alarms / 600 <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / 600)
 
 
 @given(st.floats(1e-4, 1.0), st.floats(1e-4, 1.0), st.sampled_from([math.inf, 19.0, 4.0]))

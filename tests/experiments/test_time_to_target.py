@@ -62,7 +62,7 @@ def test_between_two_horizons_the_answer_is_exact_on_a_logarithmic_curve(at: flo
 def test_the_bracket_covers_the_truth_nineteen_times_of_twenty() -> None:
     hits = 0
     for seed in range(200):
-        runs = [horizon(n, 2e-4, seed=1000 * seed) for n in (1000, 2000)]
+        runs = [horizon(n, 2e-4, n=2, seed=1000 * seed) for n in (1000, 2000)]
         *_, found = estimates(runs, curve(1400), prior=Prior(2e-4, 19.0, "test"))
         assert found.method == "bracketed"
         assert found.low is not None
