@@ -94,13 +94,13 @@ def arch(options: argparse.Namespace) -> None:
 def sweep(options: argparse.Namespace) -> None:
     """`bench sweep`."""
     from bench.experiments import sweep_report as report
-    from bench.experiments.sweep_plan import plan_sweep, sweep_table
+    from bench.experiments.sweep_plan import as_json, plan_sweep, sweep_table
     from bench.experiments.sweep_run import Place, run_sweep, sweep_folder
 
     space = workspace(options)
     planned = plan_sweep(options.sweep, space, options.device, options.environment, options.track)
     if options.plan:
-        emit(planned) if options.json else print(sweep_table(planned))
+        emit(as_json(planned)) if options.json else print(sweep_table(planned))
         return
     print(sweep_table(planned), file=sys.stderr, flush=True)
 

@@ -209,6 +209,23 @@ def require(planned: SweepPlan) -> None:
         raise RecipeError(f"{planned.name}: no cells", "give axes or cells")
 
 
+def as_json(planned: SweepPlan) -> dict[str, object]:
+    """The plan for programs: what a person reads, and each cell's whole plan."""
+    return {
+        "name": planned.name,
+        "sweep": planned.sweep,
+        "num_runs": planned.num_runs,
+        "seconds": planned.seconds,
+        "dollars": planned.dollars,
+        "runs_needed": planned.runs_needed,
+        "refusals": planned.refusals,
+        "cells": [
+            {"name": each.cell.name, "settings": each.cell.settings, "plan": each.plan}
+            for each in planned.cells
+        ],
+    }
+
+
 def sweep_table(planned: SweepPlan) -> str:
     """The plan for people: a line a cell, the cost, what it can resolve."""
     sweep = planned.sweep

@@ -100,6 +100,8 @@ def test_a_sweep_is_planned_without_a_run(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "two-0.01" in done.stdout
     assert "3 runs (1 of them the winner's on fresh seeds): time not known" in done.stdout
+    told = json.loads(sweep(place, "--plan", "--json").stdout)
+    assert [cell["plan"]["iterations"] for cell in told["cells"]] == [8, 8]
     (place / "submissions" / "sweeps" / "two.toml").write_text(SWEEP.replace("5.0", "0.5"))
     refused = sweep(place)
     assert refused.returncode == 3
