@@ -10,8 +10,9 @@ DATA =
 A =
 B =
 OUT =
+RECORD =
 ARGS =
-export SUB TRACK SEED DATA A B OUT ARGS
+export SUB TRACK SEED DATA A B OUT RECORD ARGS
 
 # Options of the set-up, from the command line or the environment.
 # TORCH_INDEX: URL of the package index to take torch from. TRITON=1: install triton without a GPU too, as the
@@ -31,7 +32,7 @@ RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
 OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard perf perf-levers test test-slow lint lock clean
+.PHONY: help setup bench plan show diff prove kernels gpu-check replay verify leaderboard sweep compare gate arch perf perf-levers test test-slow lint lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -64,6 +65,21 @@ verify: $(STAMP) ## check records against what they claim [ARGS=]
 
 leaderboard: $(STAMP) ## rebuild the board from the records [ARGS=--check]
 	@$(BENCH) leaderboard $$ARGS
+
+sweep: $(STAMP) ## plan and run a sweep: SUB=submissions/sweeps/warmdown-d4.toml [TRACK= DATA= ARGS=--plan]
+	@$(BENCH) sweep $(RECIPE) $${TRACK:+--track "$$TRACK"} $${DATA:+--data "$$DATA"} $$ARGS
+
+compare: $(STAMP) ## what the records tell of two recipes: A= B= [TRACK= ARGS=--plot OUT]
+	@$(BENCH) compare "$${A:?name two recipes: A= and B=}" "$${B:?name two recipes: A= and B=}" $${TRACK:+--track "$$TRACK"} $$ARGS
+
+gate: $(STAMP) ## decide on a candidate by its records: A=baseline B=candidate [TRACK= ARGS=]
+	@$(BENCH) gate "$${B:?name the candidate: B=}" --baseline "$${A:?name the baseline: A=}" $${TRACK:+--track "$$TRACK"} $$ARGS
+
+arch: $(STAMP) ## shapes of a given size, by their split [ARGS=--params 38M --balanced]
+	@$(BENCH) arch $${ARGS:---params 38M --balanced}
+
+replay: $(STAMP) ## execute drawn segments of a recorded run again: RECORD= [ARGS=]
+	@$(BENCH) replay "$${RECORD:?name a record of leaderboard/records}" $${DATA:+--data "$$DATA"} $$ARGS
 
 perf: $(STAMP) ## measure this machine's speed [ARGS=]
 	@$(BENCH) perf $$ARGS

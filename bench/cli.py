@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.commands import core, data, device, kernels, recipes, records
+from bench.commands import core, data, device, experiments, kernels, recipes, records
 from bench.errors import BenchError, Interrupted, RecipeError
 from kernels.choices import IMPLEMENTATIONS
 
@@ -89,12 +90,34 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+def number(text: str) -> float:
+    """An argument's type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0.0 < value < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!a} is not a number above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """An argument's type: a count such as 38M, 750K or 1200."""
+    factor = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper(), 1)
+    value = number(text if factor == 1 else text[:-1]) * factor
+    if not 1 <= value <= 10**12:
+        raise argparse.ArgumentTypeError(f"{text!a} is not a count of 1 to 1000B")
+    return round(value)
+
+
 CHOSEN = "recipe --track --device --data"
 PROVING = "--device --kernel --implementation --examples --example-seed --data"
 MEASURING = "--device --kernel --shapes --rounds"
 CHECKING = "--device --out --data --seconds"
 ASKING = "--max-per-task --baselines --squad --bundle --device --data --json --lm-eval-table"
 REPLAYING = "record --segments --nonce --device --data --json"
+GATING = "--baseline --track --target --cycle --phase --miniseries --concern"
+SHAPING = "--params --head-dim --tied --balanced --fastest --tolerance"
 # Name, function, what it does, arguments.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str], ...] = (
     ("check", recipes.check, "check recipes and list every problem", "recipes --json"),
@@ -106,6 +129,20 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("replay", device.replay, "execute drawn segments of a recorded run again", REPLAYING),
     ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
     ("verify", records.verify, "check records against everything they claim", "records --json"),
+    (
+        "compare",
+        experiments.compare,
+        "what the records tell of two recipes",
+        "a b --track --effect --plot --json",
+    ),
+    ("gate", experiments.gate, "decide on a candidate by its records", f"candidate {GATING} --json"),
+    ("arch", experiments.arch, "shapes of a given size, by their split", f"{SHAPING} --write --json"),
+    (
+        "sweep",
+        experiments.sweep,
+        "plan and run a sweep of recipes",
+        "sweep --plan --track --device --data --json",
+    ),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
@@ -122,6 +159,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "record": {"type": Path, "help": "a record of leaderboard/records"},
     "--segments": {"type": whole(1, 64), "default": 3, "help": "segments to draw (default: 3)"},
     "--nonce": {"help": "what draws them; random if left out"},
+    "candidate": {"type": Path, "help": "the recipe to decide on"},
     "checkpoint": {"type": Path, "help": "a run's folder under .runs, or one checkpoint of it"},
     "records": {"type": Path, "nargs": "*", "help": "record files; default: all"},
     "action": {"choices": ("pin", "fetch", "prepare"), "help": "what to do"},
@@ -156,6 +194,27 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": 32768,
         "help": "vocabulary to prepare for (default 32768)",
     },
+    "--effect": {"type": number, "help": "the difference of the score worth knowing; default: the one found"},
+    "--baseline": {"type": Path, "required": True, "help": "the recipe it has to beat"},
+    "--target": {"type": number, "help": "the score to reach; default: the track's target, if it has one"},
+    "--cycle": {"type": whole(1, 999), "default": 1, "help": "cycle of experiments (default 1)"},
+    "--phase": {"type": whole(1, 5), "default": 1, "help": "phase of the cycle (default 1)"},
+    "--miniseries": {
+        "choices": ("pass", "fail", "not run"),
+        "default": "not run",
+        "help": "what the miniseries of depths said (default: not run, which keeps a candidate optional)",
+    },
+    "--concern": {"action": "append", "default": [], "help": "a cause to roll back, in words; repeatable"},
+    "--params": {"type": count, "required": True, "help": "parameters, such as 38M"},
+    "--head-dim": {"type": whole(8, 256), "default": 64, "help": "width of a head (default 64)"},
+    "--tied": {"action": "store_true", "help": "one table for embedding and head"},
+    "--balanced": {"action": "store_true", "help": "only shapes whose shares differ by at most 0.01"},
+    "--fastest": {"action": "store_true", "help": "cheapest token first, instead of the most balanced"},
+    "--tolerance": {"type": number, "default": 0.015, "help": "of the parameters (default 0.015)"},
+    "--write": {"metavar": "NAME", "help": "write the first shape as submissions/NAME.toml"},
+    "sweep": {"type": Path, "help": "a TOML sweep, such as submissions/sweeps/warmdown-d4.toml"},
+    "--plan": {"action": "store_true", "help": "only print what it would do and cost"},
+    "--plot": {"type": Path, "metavar": "OUT", "help": "write a chart as SVG"},
     "--kernel": {"choices": tuple(IMPLEMENTATIONS), "help": "one op; default: all"},
     "--implementation": {"help": "one of the op's implementations; default: all this device can run"},
     "--examples": {"type": whole(1, 10**6), "default": 40, "help": "of each property (default 40)"},

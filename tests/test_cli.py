@@ -21,7 +21,21 @@ from tests.spec.recipes import SHIPPED, corrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    *("check", "show", "diff", "plan", "prove", "run", "core", "verify", "leaderboard"),
+    *(
+        "check",
+        "show",
+        "diff",
+        "plan",
+        "prove",
+        "run",
+        "core",
+        "verify",
+        "compare",
+        "gate",
+        "arch",
+        "sweep",
+        "leaderboard",
+    ),
     *("data", "perf", "perf-levers", "kernels", "gpu-check"),
 )
 
@@ -88,6 +102,13 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ["data", "fetch", "climbmix", "--shards", "0"],
         ["perf", "--steps", "many"],
         ["core"],
+        ["compare", "a"],
+        ["compare", "a", "b", "--effect", "nan"],
+        ["gate", "a"],
+        ["arch"],
+        ["arch", "--params", "many"],
+        ["sweep"],
+        ["sweep", "submissions/sweeps/nope.toml"],
         ["core", "folder", "--max-per-task", "0"],
         ["core", "folder", "--squad", "mine"],
     ],

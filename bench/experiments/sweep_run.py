@@ -1,0 +1,182 @@
+"""Runs a sweep's cells by `bench run`, one process each; what is recorded already is not run again.
+
+The records are the only state: a sweep that was cut off goes on where the records end.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from bench.errors import Diverged, Interrupted, PlanRefused, RecipeError
+from bench.experiments.series import Series, all_series
+from bench.experiments.sweep_plan import PlannedCell, SweepPlan, require
+from bench.records.schema import Record
+from bench.records.store import read_all
+from bench.spec.workspace import Workspace
+
+ATTEMPTS = 2
+# Codes that a second try cannot change: the recipe, the plan, a divergence (recorded), a person's stop.
+FINAL = (RecipeError.exit_code, PlanRefused.exit_code, Diverged.exit_code, Interrupted.exit_code)
+
+Outcome = Literal["ok", "diverged", "failed", "not run"]
+
+
+class Job(NamedTuple):
+    """One run that a sweep asks for."""
+
+    cell: PlannedCell
+    seed_index: int
+    is_fresh: bool  # of the winner, on a seed that took no part in choosing it
+
+
+class Done(NamedTuple):
+    """A job and what became of it; `record` where there is one."""
+
+    job: Job
+    outcome: Outcome
+    record: Record | None
+
+
+class Place(NamedTuple):
+    """Where runs take place: the checkout, its device, and the environment they inherit."""
+
+    space: Workspace
+    device: str | None
+    environment: Mapping[str, str]
+
+
+def run_cell(planned: SweepPlan, job: Job, place: Place) -> int:
+    """One run in a process of its own, its output in a log beside the cell; returns its exit code."""
+    command = [sys.executable, "-m", "bench", "run", str(job.cell.path), "--track", planned.track.name]
+    command += ["--seed", str(job.seed_index), "--resume", "--data", str(place.space.data)]
+    command += ["--device", place.device] if place.device else []
+    log = job.cell.path.with_name(f"{job.cell.cell.name}-{job.seed_index}.log")
+    with log.open("ab") as output:
+        done = subprocess.run(
+            command,
+            cwd=place.space.root,
+            env=dict(place.environment),
+            stdout=output,
+            stderr=output,
+            check=False,
+        )
+    return done.returncode
+
+
+def recorded(planned: SweepPlan, records: Sequence[Record]) -> dict[tuple[str, int], Record]:
+    """(recipe hash, seed index) -> the first record of it, under the track as it is now."""
+    found: dict[tuple[str, int], Record] = {}
+    for record in sorted(records, key=lambda r: (r.created, r.events_sha256_tip)):
+        if record.identity.track_sha256 == planned.track.sha256:
+            key = (record.identity.recipe_sha256, record.identity.seed_index)
+            found.setdefault(key, record)
+    return found
+
+
+def run_sweep(planned: SweepPlan, place: Place, tell: Callable[[str], None]) -> list[Done]:
+    """Every cell on every seed, then the winner on fresh ones; all that came of it.
+
+    Seeds are the outer loop, so that a sweep that is stopped has compared its cells on equal seeds.
+
+    Raises:
+        PlanRefused: before the first run.
+        Interrupted: stopped from outside; what was recorded is kept.
+    """
+    require(planned)
+    sweep = planned.sweep
+    runner = _Runner(planned, place, tell)
+    jobs = [Job(cell, seed, False) for seed in range(sweep.seeds) for cell in planned.cells]
+    done = [runner.carry_out(job) for job in jobs]
+    best = winner(planned, done)
+    if best is not None:
+        fresh = range(sweep.seeds, sweep.seeds + sweep.confirm_seeds)
+        done += [runner.carry_out(Job(best, seed, True)) for seed in fresh]
+    return done
+
+
+class _Runner:
+    """Carries out jobs under the sweep's stop rules."""
+
+    def __init__(self, planned: SweepPlan, place: Place, tell: Callable[[str], None]) -> None:
+        self.planned, self.place, self.tell = planned, place, tell
+        self.start_s = time.monotonic()
+        self.num_failed = 0
+        self.dropped: set[str] = set()
+
+    def carry_out(self, job: Job) -> Done:
+        """The job's record, from before or from a run now; a failed run is tried once more."""
+        key = (job.cell.recipe_sha256, job.seed_index)
+        known = recorded(self.planned, self._records()).get(key)
+        if known is None and self._stopped(job):
+            return Done(job, "not run", None)
+        code = 0
+        for attempt in range(ATTEMPTS if known is None else 0):
+            self.tell(f"{job.cell.cell.name}, seed {job.seed_index}" + (" again" if attempt else ""))
+            code = run_cell(self.planned, job, self.place)
+            known = recorded(self.planned, self._records()).get(key)
+            if known is not None or code in FINAL:
+                break
+        if code == Interrupted.exit_code:
+            raise Interrupted("the sweep was interrupted", "the same command goes on from what is recorded")
+        return self._done(job, known)
+
+    def _done(self, job: Job, record: Record | None) -> Done:
+        if record is None:
+            self.num_failed += 1
+            return Done(job, "failed", None)
+        if record.status == "diverged" and self.planned.sweep.stop.drop_diverged:
+            self.dropped.add(job.cell.cell.name)
+        return Done(job, record.status, record)
+
+    def _records(self) -> list[Record]:
+        folder = self.place.space.records
+        return [stored.record for stored in read_all(folder)]
+
+    def _stopped(self, job: Job) -> bool:
+        stop = self.planned.sweep.stop
+        spent_s = time.monotonic() - self.start_s
+        return (
+            job.cell.cell.name in self.dropped
+            or self.num_failed >= stop.failures
+            or (stop.seconds is not None and spent_s >= stop.seconds)
+        )
+
+
+def scores_of(planned: SweepPlan, done: Sequence[Done], cell: PlannedCell, *, fresh: bool) -> list[float]:
+    """The metric of a cell's finished runs, of those that chose the winner or of the fresh ones."""
+    found = []
+    for each in done:
+        if each.job.cell.cell.name == cell.cell.name and each.job.is_fresh == fresh and each.record:
+            value = (
+                each.record.scores.val_bpb if planned.sweep.metric == "val_bpb" else each.record.scores.core
+            )
+            found += [value] if value is not None and each.outcome == "ok" else []
+    return found
+
+
+def winner(planned: SweepPlan, done: Sequence[Done]) -> PlannedCell | None:
+    """The cell with the best mean among those all of whose seeds finished."""
+    sign = 1.0 if planned.sweep.better == "lower" else -1.0
+    means = {
+        cell.cell.name: sign * statistics.fmean(scores)
+        for cell in planned.cells
+        if len(scores := scores_of(planned, done, cell, fresh=False)) == planned.sweep.seeds
+    }
+    best = min(means, key=lambda name: (means[name], name), default=None)
+    return next((cell for cell in planned.cells if cell.cell.name == best), None)
+
+
+def series_of(done: Sequence[Done]) -> dict[str, Series]:
+    """The series of each cell's recorded runs, by the cell's name."""
+    return {series.recipe: series for series in all_series([each.record for each in done if each.record])}
+
+
+def sweep_folder(space: Workspace, name: str) -> Path:
+    """Where a sweep's outputs lie."""
+    return space.root / "leaderboard" / "sweeps" / name

@@ -1,0 +1,109 @@
+"""A real sweep of two cells, in a checkout of its own, by the command a person types."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench.records.store import read_all
+from bench.spec.recipe import Kernels
+from tests.records.sample import ROOT
+from tests.tiny import checkout
+
+# Proving the CPU's fused kernels anew takes minutes; references need no proof.
+REFERENCES = dict.fromkeys(Kernels.__struct_fields__, "reference")
+SWEEP = """
+title = "Two learning rates"
+base = "tiny"
+track = "tiny"
+effect = 5.0
+sigma = 0.5
+seeds = 1
+confirm_seeds = 1
+
+[stop]
+failures = 1
+
+[axes]
+"scaling.learning_rate" = [1.0, 0.01]
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A whole checkout: the program, a tiny track, recipe and corpus, a sweep."""
+    for name in ("bench", "kernels", "model"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    checkout(tmp_path, kernels=REFERENCES)
+    (tmp_path / "leaderboard" / "reported.toml").write_text("")
+    folder = tmp_path / "submissions" / "sweeps"
+    folder.mkdir()
+    (folder / "two.toml").write_text(SWEEP)
+    return tmp_path
+
+
+def sweep(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "sweep",
+        "submissions/sweeps/two.toml",
+        "--device",
+        "cpu",
+        *words,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_resumes_and_reports(place: Path) -> None:
+    shutil.rmtree(place / ".data" / "tiny")
+    failed = sweep(place)
+    assert failed.returncode == 0, failed.stderr
+    assert failed.stderr.count(", seed 0 again") == 1  # no corpus: tried twice, then the sweep stops
+    assert "two-1.0, seed 0: failed" in failed.stdout
+    assert "two-0.01, seed 0: not run" in failed.stdout
+
+    checkout(place, kernels=REFERENCES)
+    first = sweep(place)
+    assert first.returncode == 0, first.stderr
+    records = [stored.record for stored in read_all(place / "leaderboard" / "records")]
+    assert sorted((r.identity.recipe, r.identity.seed_index) for r in records) == [
+        ("two-0.01", 0),
+        ("two-1.0", 0),
+        ("two-1.0", 1),
+    ]
+    folder = place / "leaderboard" / "sweeps" / "two"
+    rows = list(csv.DictReader((folder / "runs.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    assert "on 1 fresh seeds" in (folder / "README.md").read_text()
+    assert ElementTree.parse(folder / "cells.svg").getroot().tag.endswith("svg")
+
+    again = sweep(place, "--json")  # what is recorded is not run again
+    assert again.returncode == 0, again.stderr
+    assert ", seed" not in again.stderr
+    assert len(json.loads(again.stdout)) == 3
+
+
+def test_a_sweep_is_planned_without_a_run(place: Path) -> None:
+    done = sweep(place, "--plan")
+    assert done.returncode == 0, done.stderr
+    assert "two-0.01" in done.stdout
+    assert "3 runs (1 of them the winner's on fresh seeds): time not known" in done.stdout
+    told = json.loads(sweep(place, "--plan", "--json").stdout)
+    assert [cell["plan"]["iterations"] for cell in told["cells"]] == [8, 8]
+    (place / "submissions" / "sweeps" / "two.toml").write_text(SWEEP.replace("5.0", "0.5"))
+    refused = sweep(place)
+    assert refused.returncode == 3
+    assert "1 seeds a cell cannot resolve 0.5" in refused.stderr
+    assert not (place / "leaderboard" / "records").exists()
