@@ -103,7 +103,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("prove", kernels.prove, "check kernels against their references on this device", f"{PROVING} --json"),
     ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --resume --json"),
     ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
-    ("verify", records.verify, "check records against everything they claim", "records --json"),
+    ("verify", records.verify, "check records against everything they claim", "records --json --markdown"),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
@@ -131,6 +131,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "help": "data folder; default: .data of the checkout"},
     "--resume": {"action": "store_true", "help": "continue from the newest whole checkpoint"},
     "--json": {"action": "store_true", "help": "JSON on standard output"},
+    "--markdown": {"action": "store_true", "help": "as a table for a pull request"},
     "--check": {"action": "store_true", "help": "fail if the board is not what the records say"},
     "--max-per-task": {"type": whole(1, 10**6), "help": "the first N items of each task: a limited score"},
     "--baselines": {

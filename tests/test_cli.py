@@ -210,8 +210,23 @@ def test_verify_lists_every_record(checkout: Path, capsys: pytest.CaptureFixture
     assert "2-00000000.json: " in out
     assert out.endswith("3 records, 2 with problems\n")
     assert cli.main(["verify", "--json"]) == 8
-    assert sorted(map(bool, json.loads(capsys.readouterr().out).values())) == [False, True, True]
+    broken = [
+        [one["rule"] for one in its if one["refuses"]] for its in json.loads(capsys.readouterr().out).values()
+    ]
+    assert broken == [[], ["mfu", "mfu"], ["schema"]]
     assert "nope.json" in failed(capsys, 5, "verify", "nope.json")
+
+
+def test_verify_for_a_pull_request(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, events = sample(seed_index=1)
+    loud = changed(record, "machine.machine_class", "<b>|`x`\n@you")
+    write_once(checkout / "leaderboard" / "records", loud, events)
+    assert cli.main(["verify", "--markdown"]) == 8
+    out = capsys.readouterr().out
+    assert "`machine-class`" in out
+    assert "`complete-seeds`" in out
+    assert out.endswith("2 records, 1 refused. RULES.md says what each rule asks.\n")
+    assert not {"<b>", "`x`", "@you"} & set(out.replace("|", " ").split())
 
 
 def test_leaderboard(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

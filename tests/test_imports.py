@@ -57,6 +57,7 @@ LIGHT = (
     "bench.records.schema",
     "bench.records.events",
     "bench.records.verify",
+    "bench.records.rules*",
     "bench.board*",
     "bench.experiments.statistics",
     "bench.experiments.gates",
