@@ -21,7 +21,7 @@ from tests.spec.recipes import SHIPPED, corrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    *("check", "show", "diff", "plan", "prove", "run", "core", "verify", "leaderboard"),
+    *("new", "check", "show", "diff", "plan", "prove", "run", "core", "verify", "submit", "leaderboard"),
     *("data", "perf", "perf-levers", "kernels", "gpu-check"),
 )
 
@@ -137,6 +137,20 @@ def test_debug_prints_the_traceback() -> None:
     assert "Traceback" not in plain.stderr
     assert debug.stderr.startswith("Traceback")
     assert debug.stderr.endswith(plain.stderr)
+
+
+def test_new(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["new", "mine", "--base", "run6"]) == 0
+    assert "make plan SUB=submissions/mine.toml" in capsys.readouterr().out
+    path = checkout / "submissions" / "mine.toml"
+    before = path.read_bytes()
+    assert cli.main(["check", str(path)]) == 0
+    assert "there already" in failed(capsys, 2, "new", "mine")
+    assert path.read_bytes() == before
+    for name in ("../mine", "Mine", "", "a/b", ".mine", "x" * 65):
+        failed(capsys, 2, "new", name)
+    assert "run66.toml: no such file" in failed(capsys, 2, "new", "other", "--base", "run66")
+    assert sorted(one.stem for one in (checkout / "submissions").glob("*.toml")) == sorted([*SHIPPED, "mine"])
 
 
 def test_check_lists_every_recipe(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Commands about records: verify, leaderboard."""
+"""Commands about records: verify, submit, leaderboard."""
 
 from __future__ import annotations
 
@@ -50,6 +50,36 @@ def findings_of(space: Workspace, paths: list[Path]) -> dict[Path, list[Finding]
     tracks = {named.name: named for named in load_tracks(space.tracks)}
     found = dict(zip((one.path for one in stored), findings(stored, tracks), strict=True))
     return {path: broken.get(path.absolute()) or found[path.absolute()] for path in dict.fromkeys(paths)}
+
+
+def submit(options: argparse.Namespace) -> None:
+    """`bench submit`."""
+    from bench.board.build import check_board
+    from bench.records.bundle import bundle, commit
+    from bench.records.store import read
+    from bench.spec.submission import load
+
+    space = workspace(options)
+    submission = load(options.recipe, space.submissions)
+    made = bundle(space, submission, options.recipe)
+    paths = [space.root / name for name in made.records]
+    found = findings_of(space, paths)
+    for path, its in found.items():
+        for one in (one for one in its if one.refuses):
+            told = f"{path.relative_to(space.root)} breaks {one.rule}: {one.reason}"
+            raise VerificationFailed(told, "records are never edited; run it again")
+        if read(path).record.identity.recipe_sha256 != submission.sha256:
+            told = f"{path.relative_to(space.root)} is of another version of {submission.name}"
+            raise VerificationFailed(
+                told, "restore the recipe that ran, or give the new one a name of its own"
+            )
+    check_board(space)
+    remarks = [f"# {one.rule}: {one.reason}" for its in found.values() for one in its]
+    if options.commit:
+        commit(space, made)
+        print(f"committed {len(made.files)} files on branch {made.branch}; push it to your fork")
+    else:
+        print("\n".join([*remarks, *made.lines(), f"git push YOUR-FORK {made.branch}"]))
 
 
 def _plain(found: dict[Path, list[Finding]]) -> str:
