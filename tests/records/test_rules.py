@@ -13,6 +13,8 @@ from bench.evaluation import probes
 from bench.records import assemble, rules_scores
 from bench.records.rules import MAX_REASON, RULES, Rule, findings
 from bench.records.rules_context import contexts
+from bench.records.rules_shape import mfu, roofline
+from bench.records.schema import Record
 from bench.records.verify import require_all_valid
 from bench.spec.track import load_tracks
 from tests.records.sample import ROOT, changed, quick_track, sample, stored
@@ -86,3 +88,44 @@ def test_a_context_holds_its_neighbours_by_row_and_text(tmp_path: Path) -> None:
     assert [one.identity.seed_index for one in found[0].series] == [0, 1]
     assert [len(context.field) for context in found] == [2, 2, 2, 1]
     assert msgspec.to_builtins(found[0].reference) == msgspec.to_builtins(found[2].reference)
+
+
+def on_an_h200(record: Record, step_s: float, parameters: int) -> Record:
+    """The record as if measured on an H200, at so many seconds a step."""
+    steps = record.shape.steps
+    rate = record.shape.batch_tokens / step_s
+    facts = {"device_kind": "cuda", "device_name": "NVIDIA H200"}
+    record = changed(changed(record, "machine.facts", facts), "timing.official_s", step_s * steps)
+    record = changed(changed(record, "timing.step_median_s", step_s), "timing.tokens_per_s_median", rate)
+    record = changed(record, "timing.mfu", rate * record.shape.flops_per_token / 989e12)
+    return changed(record, "shape.parameters_total", parameters)
+
+
+@pytest.mark.parametrize(
+    ("step_s", "parameters", "told"),
+    [
+        (1e-3, 7_000_000, ""),  # 116 GFLOP in a millisecond: 12 % of the peak
+        (5e-5, 7_000_000, "its arithmetic"),  # fp8's peak, 1,979 TFLOP/s, takes 59 us
+        (1e-3, 10**9, "moving its weights"),  # 8 GB at 4.8 TB/s take 1.67 ms
+        (2e-3, 10**9, ""),
+    ],
+)
+def test_no_gpu_is_faster_than_its_data_sheet(
+    step_s: float, parameters: int, told: str, tmp_path: Path
+) -> None:
+    record, events = sample()
+    one = stored(tmp_path, on_an_h200(record, step_s, parameters), events)
+    [(_, context)] = contexts([one], {})
+    found = list(roofline(one, context))
+    assert len(found) == (2 if told else 0)
+    assert all(told in reason for reason in found)
+
+
+def test_an_mfu_is_the_rates_share_of_the_declared_peak(tmp_path: Path) -> None:
+    record, events = sample()
+    record = on_an_h200(record, 1e-3, 7_000_000)
+    one = stored(tmp_path, record, events)
+    [(_, context)] = contexts([one], {})
+    assert list(mfu(one, context)) == []
+    better = stored(tmp_path, changed(record, "timing.mfu", 0.6), events)
+    assert any("rate and peak give" in reason for reason in mfu(better, context))
