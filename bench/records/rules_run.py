@@ -161,6 +161,8 @@ def memory(stored: StoredRecord, context: Context) -> Iterator[str]:
         yield "peak memory is 0"
     elif peak < floor:
         yield f"peak memory {peak:,} bytes, its weights alone take {floor:,}"
+    if not record.memory.method.strip():
+        yield "peak memory has no method by which it was read"
     if isinstance(device, int) and peak > device:
         yield f"peak memory {peak:,} bytes, the device has {device:,}"
 

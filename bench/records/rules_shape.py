@@ -141,6 +141,14 @@ def proofs(stored: StoredRecord, context: Context) -> Iterator[str]:
     )
     if len({proof.sources_sha256 for proof in record.proofs}) > 1:
         yield "its proofs are of different sources"
+    if len({proof.name for proof in record.proofs}) != len(record.proofs):
+        yield "a kernel has two proofs"
+    computed = record.shape.compute_dtype
+    yield from (
+        f"proof of {proof.name} is not of {computed}"
+        for proof in record.proofs
+        if computed not in proof.dtypes
+    )
 
 
 def dispatched(stored: StoredRecord, context: Context) -> Iterator[str]:
