@@ -32,7 +32,7 @@ RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
 OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench plan show diff prove kernels gpu-check replay verify leaderboard sweep compare gate arch perf perf-levers test test-slow lint lock clean
+.PHONY: help setup bench plan show diff prove kernels gpu-check replay verify leaderboard sweep compare gate arch perf perf-levers test test-slow fuzz lint lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -92,6 +92,19 @@ test: $(STAMP) ## the tests, without the slow ones [ARGS=]
 
 test-slow: $(STAMP) ## the slow tests [ARGS=]
 	@$(PYTEST) -m slow $$ARGS
+
+# atheris has builds for few Pythons and is in no lock: it comes into .venv when it is first asked for. Without one,
+# the readers are fuzzed by hypothesis, without coverage.
+FUZZ_SECONDS = 40
+fuzz: $(STAMP) ## atheris over the readers of recipes, records and logs, two minutes in all [FUZZ_SECONDS=]
+	@if $(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install --quiet atheris==3.0.0; then \
+	    for reader in recipes records logs; do \
+	        $(PY) -m tests.fuzz.coverage_guided $$reader --seconds $(FUZZ_SECONDS) || exit 1; \
+	    done; \
+	else \
+	    echo "atheris has no build for this Python: hypothesis instead"; \
+	    $(PY) -m pytest -q -m slow tests/fuzz; \
+	fi
 
 lint: $(STAMP) ## ruff and mypy --strict
 	@$(PY) -m ruff check .

@@ -120,6 +120,7 @@ GATING = "--baseline --track --target --cycle --phase --miniseries --concern"
 SHAPING = "--params --head-dim --tied --balanced --fastest --tolerance"
 # Name, function, what it does, arguments.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str], ...] = (
+    ("new", recipes.new, "write a new recipe that stands on another", "name --base"),
     ("check", recipes.check, "check recipes and list every problem", "recipes --json"),
     ("show", recipes.show, "print a recipe with its bases resolved", "recipe --json"),
     ("diff", recipes.diff, "print what sets two recipes apart", "a b --json"),
@@ -128,7 +129,6 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --resume --json"),
     ("replay", device.replay, "execute drawn segments of a recorded run again", REPLAYING),
     ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
-    ("verify", records.verify, "check records against everything they claim", "records --json"),
     (
         "compare",
         experiments.compare,
@@ -143,6 +143,8 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
         "plan and run a sweep of recipes",
         "sweep --plan --track --device --data --json",
     ),
+    ("verify", records.verify, "check records against everything they claim", "records --json --markdown"),
+    ("submit", records.submit, "make a recipe and its records one change for review", "recipe --commit"),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
@@ -152,6 +154,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
 )
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "recipe": {"type": Path, "help": "a TOML recipe, such as submissions/quick.toml"},
+    "name": {"help": "the new recipe's: submissions/NAME.toml"},
     "recipes": {"type": Path, "nargs": "*", "help": "recipes; default: all of submissions/"},
     "levers": {"nargs": "*", "help": "names after d4- in submissions/; default: all"},
     "a": {"type": Path, "help": "the recipe to start from"},
@@ -174,6 +177,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "help": "data folder; default: .data of the checkout"},
     "--resume": {"action": "store_true", "help": "continue from the newest whole checkpoint"},
     "--json": {"action": "store_true", "help": "JSON on standard output"},
+    "--base": {"default": "run6-fixed", "help": "the recipe it stands on (default run6-fixed)"},
+    "--commit": {"action": "store_true", "help": "make the branch and the commit; nothing is pushed"},
+    "--markdown": {"action": "store_true", "help": "as a table for a pull request"},
     "--check": {"action": "store_true", "help": "fail if the board is not what the records say"},
     "--max-per-task": {"type": whole(1, 10**6), "help": "the first N items of each task: a limited score"},
     "--baselines": {

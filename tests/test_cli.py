@@ -22,20 +22,21 @@ from tests.spec.recipes import SHIPPED, corrupted
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *(
+        "new",
         "check",
         "show",
         "diff",
         "plan",
         "prove",
         "run",
+        "replay",
         "core",
-        "verify",
         "compare",
         "gate",
         "arch",
         "sweep",
-        "leaderboard",
     ),
+    *("verify", "submit", "leaderboard"),
     *("data", "perf", "perf-levers", "kernels", "gpu-check"),
 )
 
@@ -160,6 +161,20 @@ def test_debug_prints_the_traceback() -> None:
     assert debug.stderr.endswith(plain.stderr)
 
 
+def test_new(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["new", "mine", "--base", "run6"]) == 0
+    assert "make plan SUB=submissions/mine.toml" in capsys.readouterr().out
+    path = checkout / "submissions" / "mine.toml"
+    before = path.read_bytes()
+    assert cli.main(["check", str(path)]) == 0
+    assert "there already" in failed(capsys, 2, "new", "mine")
+    assert path.read_bytes() == before
+    for name in ("../mine", "Mine", "", "a/b", ".mine", "x" * 65):
+        failed(capsys, 2, "new", name)
+    assert "run66.toml: no such file" in failed(capsys, 2, "new", "other", "--base", "run66")
+    assert sorted(one.stem for one in (checkout / "submissions").glob("*.toml")) == sorted([*SHIPPED, "mine"])
+
+
 def test_check_lists_every_recipe(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check"]) == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == SHIPPED
@@ -231,8 +246,23 @@ def test_verify_lists_every_record(checkout: Path, capsys: pytest.CaptureFixture
     assert "2-00000000.json: " in out
     assert out.endswith("3 records, 2 with problems\n")
     assert cli.main(["verify", "--json"]) == 8
-    assert sorted(map(bool, json.loads(capsys.readouterr().out).values())) == [False, True, True]
+    broken = [
+        [one["rule"] for one in its if one["refuses"]] for its in json.loads(capsys.readouterr().out).values()
+    ]
+    assert broken == [[], ["mfu", "mfu"], ["schema"]]
     assert "nope.json" in failed(capsys, 5, "verify", "nope.json")
+
+
+def test_verify_for_a_pull_request(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, events = sample(seed_index=1)
+    loud = changed(record, "machine.machine_class", "<b>|`x`\n@you")
+    write_once(checkout / "leaderboard" / "records", loud, events)
+    assert cli.main(["verify", "--markdown"]) == 8
+    out = capsys.readouterr().out
+    assert "`machine-class`" in out
+    assert "`complete-seeds`" in out
+    assert out.endswith("2 records, 1 refused. RULES.md says what each rule asks.\n")
+    assert not {"<b>", "`x`", "@you"} & set(out.replace("|", " ").split())
 
 
 def test_leaderboard(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

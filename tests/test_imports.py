@@ -59,6 +59,7 @@ LIGHT = (
     "bench.records.schema",
     "bench.records.events",
     "bench.records.verify",
+    "bench.records.rules*",
     "bench.board*",
     "bench.experiments*",
     "bench.host.machine",

@@ -1,4 +1,4 @@
-"""Commands about recipes: check, show, diff, plan."""
+"""Commands about recipes: new, check, show, diff, plan."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ import sys
 
 from bench.commands.shared import emit, planned
 from bench.errors import RecipeError
+
+
+def new(options: argparse.Namespace) -> None:
+    """`bench new`."""
+    from bench.spec.submission import load
+    from bench.spec.template import new_recipe
+    from bench.spec.toml import check_name
+
+    folder = options.root / "submissions"
+    path = folder / f"{check_name(options.name, 'recipe')}.toml"
+    base = load(folder / f"{check_name(options.base, 'base')}.toml", folder)
+    try:
+        with path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(new_recipe(options.name, base.name, base.recipe))
+    except FileExistsError as error:
+        raise RecipeError(f"{path} is there already", "choose another name, or edit it") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}", "submissions/ must be writable") from error
+    print(
+        f"wrote {path.relative_to(options.root)}; next: edit it, then make plan SUB=submissions/{path.name}"
+    )
 
 
 def check(options: argparse.Namespace) -> int:
@@ -33,6 +54,7 @@ def check(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> None:
     """`bench show`."""
     from bench.spec.submission import flatten, load, method
+    from bench.spec.template import toml_value
 
     submission = load(options.recipe, options.root / "submissions")
     if options.json:
@@ -41,21 +63,13 @@ def show(options: argparse.Namespace) -> None:
     print(f"# {submission.name}: {submission.recipe.title}\n# sha256 {submission.sha256}")
     for key, value in flatten(method(submission.recipe)).items():
         if value is not None:
-            print(f"{key} = {_toml(value)}")
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-        return f'"{escaped}"'
-    return "none" if value is None else repr(value)
+            print(f"{key} = {toml_value(value)}")
 
 
 def diff(options: argparse.Namespace) -> None:
     """`bench diff`."""
     from bench.spec.submission import differences, load, short_name
+    from bench.spec.template import toml_value
 
     a, b = (load(path, options.root / "submissions") for path in (options.a, options.b))
     changes = differences(a.recipe, b.recipe)
@@ -65,7 +79,7 @@ def diff(options: argparse.Namespace) -> None:
     print(f"{b.name} = {a.name} with {short_name(b.recipe, a.recipe)}" if changes else "the same method")
     width = max((len(field) for field, _, _ in changes), default=0)
     for field, before, after in changes:
-        print(f"  {field:<{width}}  {_toml(before)} -> {_toml(after)}")
+        print(f"  {field:<{width}}  {toml_value(before)} -> {toml_value(after)}")
 
 
 def plan(options: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ class KnownDevice(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     num_sms: int | None = None
     power_limit_w: float | None = None
     memory_bytes: int | None = None
+    bytes_per_s: float | None = None  # of the memory
     source: str
     flops_per_s: dict[str, float]
 

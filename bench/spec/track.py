@@ -56,6 +56,8 @@ class Limits(Table, frozen=True, kw_only=True):
     """[limits]: what is not on the official clock may still not grow without end."""
 
     compile_seconds: Positive = 900.0
+    parameters: Count | None = None  # of the whole model, embeddings included
+    peak_bytes: Count | None = None  # of a device
 
 
 class Track(Table, frozen=True, kw_only=True):

@@ -19,8 +19,8 @@ def told(bpb: float | None = 2.5, mfu: float | None = None, warnings: list[str] 
     "part",
     [
         "quick on cpu-quick, seed 0: val_bpb 2.5000",
-        "262,144 tokens in 64 steps, 16 s official (24 s with compile), loss 5.3500",
-        "17,476 tok/s median, 489 GFLOP/s, MFU n/a",
+        "262,144 tokens in 64 steps, 16 s official (24 s with compile), loss 5.5962",
+        "17,476 tok/s median, 495 GFLOP/s, MFU n/a",
         "900 MiB peak (peak RSS), 950 MiB predicted",
         "train 15.0 s, compile 8.0 s, eval 3.0 s, import 2.0 s, warmup 1.0 s, other 0.5 s, data_wait 0.5 s; ",
         "0.5 s; 30.0 s in all",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,18 @@ from bench.records.schema import (
     encode,
 )
 from bench.records.store import StoredRecord, read, write_once
+from bench.spec.plan import model_config
 from bench.spec.recipe import Recipe
 from bench.spec.submission import load, method_sha256, short_name
-from bench.spec.track import NamedTrack, load_track, scale_fields, seed_value
+from bench.spec.track import NamedTrack, load_track, on_track, scale_fields, seed_value
+from kernels.choices import ALWAYS, REFERENCE
+from model.flops import flops_per_token, parameters, scaling_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = [8.3 - 0.05 * step for step in range(64)]
 KERNEL = ("relu_squared_mlp", "keep-output")
+TEXT_BYTES = 100_000
+PLAN_SHA256 = "b" * 64
 FACTS = {
     "device_kind": "cpu",
     "device_name": "Example CPU",
@@ -62,13 +69,28 @@ def quick_recipe() -> Recipe:
     return load(ROOT / "submissions" / "quick.toml").recipe
 
 
-def event_log(losses: list[float], bpb: float | None, seed: int) -> tuple[bytes, str, int]:
+def event_log(
+    losses: list[float],
+    bpb: float | None,
+    seed: int,
+    recipe: Recipe | None = None,
+    train_s: float = 15.0,
+) -> tuple[bytes, str, int]:
     """(bytes, tip, number of events) of the log of a run with these losses and this final score."""
-    entries: list[tuple[str, float, dict[str, Any]]] = [("run_start", 2.0, {"seed": seed})]
-    entries += [("step", 3.0 + i, {"step": i + 1, "losses": [loss]}) for i, loss in enumerate(losses)]
+    start = {"recipe": method_sha256(recipe or quick_recipe()), "plan": PLAN_SHA256, "seed": seed}
+    entries: list[tuple[str, float, dict[str, Any]]] = [("run_start", 2.0, start)]
+    for i, loss in enumerate(losses):
+        step = {"step": i + 1, "losses": [loss], "official_s": train_s * (i + 1) / 64}
+        entries.append(("step", 3.0 + i, step))
     if bpb is not None:
-        entries.append(("eval_accuracy", 80.0, {"step": len(losses), "val_bpb": bpb}))
+        scored = {"step": len(losses), "val_bpb": bpb, "nats": bpb * math.log(2.0) * TEXT_BYTES}
+        entries.append(("eval_accuracy", 80.0, scored))
     entries.append(("run_stop", 81.0, {"status": "ok" if bpb is not None else "diverged"}))
+    return chained_log(entries)
+
+
+def chained_log(entries: list[tuple[str, float, dict[str, Any]]]) -> tuple[bytes, str, int]:
+    """(bytes, tip, number of events) of a log of these keys, times and values."""
     tip, lines = GENESIS, b""
     for key, time_s, value in entries:
         event = chained(tip, key, time_s, value)
@@ -90,7 +112,7 @@ def sample(
     recipe, track = recipe or quick_recipe(), quick_track()
     seed = seed_value(track.track, seed_index)
     losses = LOSSES if bpb is not None else LOSSES[:10]
-    events, tip, num_events = event_log(losses, bpb, seed)
+    events, tip, num_events = event_log(losses, bpb, seed, recipe, train_s)
     record = Record(
         schema=1,
         created=created,
@@ -104,17 +126,17 @@ def sample(
             num_competing_processes=0,
         ),
         data=_data(corpus_sha256),
-        shape=_shape(len(losses)),
-        timing=_timing(train_s),
+        shape=_shape(recipe, track, len(losses)),
+        timing=_timing(train_s, len(losses)),
         memory=Memory(
             peak_bytes=900 * 2**20, method="peak RSS", reserved_bytes=None, predicted_peak_bytes=950 * 2**20
         ),
         energy=EnergyUsed(joules=None, method="none", reason="no GPU", throttle_reasons=[], dollars=None),
-        scores=_scores(bpb),
+        scores=_scores(bpb, hashlib.sha256(f"{seed} {recipe_name}".encode()).hexdigest()),
         curves=Curves(
             losses=losses,
-            logged_steps=[len(losses)],
-            logged_seconds=[train_s + 0.5],
+            logged_steps=list(range(1, len(losses) + 1)),
+            logged_seconds=[round(train_s * (i + 1) / 64, 4) for i in range(len(losses))],
             bpb_steps=[] if bpb is None else [64],
             bpbs=[] if bpb is None else [bpb],
         ),
@@ -156,7 +178,7 @@ def _identity(name: str, recipe: Recipe, track: NamedTrack, seed_index: int, see
         track_sha256=track.sha256,
         track_fields=scale_fields(track.track),
         rules=track.track.rules,
-        plan_sha256="b" * 64,
+        plan_sha256=PLAN_SHA256,
         seed_index=seed_index,
         seed=seed,
         git_commit="a" * 40,
@@ -173,7 +195,7 @@ def _data(corpus_sha256: str) -> DataUsed:
         tokenizer_sha256="e" * 64,
         vocab_size=4096,
         validation_sha256="f" * 64,
-        validation_bytes=100_000,
+        validation_bytes=TEXT_BYTES,
         validation_documents=9,
         duplicates_removed=1,
         shingle_overlap=0.01,
@@ -183,13 +205,15 @@ def _data(corpus_sha256: str) -> DataUsed:
     )
 
 
-def _shape(steps: int) -> Shape:
+def _shape(recipe: Recipe, track: NamedTrack, steps: int) -> Shape:
+    config = model_config(on_track(recipe, track.track, "sample"))
+    others = [op for op in ALWAYS if op != KERNEL[0]]
     return Shape(
-        depth=4,
-        width=256,
-        parameters={"matrices": 3_146_000, "lm_head": 1_048_576},
-        parameters_total=4_194_576,
-        scaling_parameters=4_194_576,
+        depth=config.depth,
+        width=config.width,
+        parameters=parameters(config),
+        parameters_total=sum(parameters(config).values()),
+        scaling_parameters=scaling_parameters(config),
         sequence_length=256,
         steps=steps,
         batch_tokens=4096,
@@ -197,19 +221,19 @@ def _shape(steps: int) -> Shape:
         device_sequences=16,
         accumulation=1,
         world_size=1,
-        flops_per_token=28_000_000,
-        total_flops=28e6 * steps * 4096,
-        param_data_ratio=0.06,
+        flops_per_token=flops_per_token(config),
+        total_flops=float(flops_per_token(config) * steps * 4096),
+        param_data_ratio=steps * 4096 / scaling_parameters(config),
         compute_dtype="bfloat16",
         compiled=True,
         kernels=[
-            {"op": "mix_rms_norm", "implementation": "reference", "reason": "left to the compiler"},
+            *({"op": op, "implementation": REFERENCE, "reason": "left to the compiler"} for op in others),
             {"op": KERNEL[0], "implementation": KERNEL[1], "reason": "smaller"},
         ],
     )
 
 
-def _timing(train_s: float) -> Timing:
+def _timing(train_s: float, steps: int) -> Timing:
     ledger = LEDGER | {"train": train_s}
     official_s = train_s + ledger["data_wait"]
     return Timing(
@@ -217,9 +241,9 @@ def _timing(train_s: float) -> Timing:
         wall_s=sum(ledger.values()),
         official_s=official_s,
         cold_s=official_s + ledger["compile"] + ledger["warmup"],
-        nanochat_rule_s=train_s * 53 / 64,
+        nanochat_rule_s=train_s * max(steps - 11, 0) / 64,
         step_median_s=train_s / 64,
-        step_p90_s=train_s / 60,
+        step_p90_s=train_s / 64,
         tokens_per_s_median=4096 * 64 / train_s,
         mfu=None,
         mfu_source="no declared peak for this device",
@@ -228,7 +252,10 @@ def _timing(train_s: float) -> Timing:
     )
 
 
-def _scores(bpb: float | None) -> Scores:
+def _scores(bpb: float | None, weights_sha256: str) -> Scores:
+    smoothed = 0.0
+    for loss in LOSSES:
+        smoothed = 0.9 * smoothed + (1.0 - 0.9) * loss
     return Scores(
         metric="val_bpb",
         metric_id="bpb-documents-v1",
@@ -239,11 +266,11 @@ def _scores(bpb: float | None) -> Scores:
         min_val_bpb=bpb,
         core=None,
         final_train_loss=LOSSES[-1] if bpb is not None else None,
-        final_train_loss_smoothed=LOSSES[-1] + 0.2 if bpb is not None else None,
-        evaluation_bytes=100_000 if bpb is not None else 0,
+        final_train_loss_smoothed=smoothed / (1.0 - 0.9**64) if bpb is not None else None,
+        evaluation_bytes=TEXT_BYTES if bpb is not None else 0,
         evaluation_tokens=30_000 if bpb is not None else 0,
-        probes={"normalisation_max_error": 1e-6},
-        weights_sha256="9" * 64,
+        probes={"causality_max_change": 0.0, "normalisation_max_error": 1e-6, "loss_max_error": 1e-5},
+        weights_sha256=weights_sha256,
     )
 
 

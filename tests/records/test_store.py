@@ -29,7 +29,7 @@ from tests.records.sample import sample
 records = Path(sys.argv[1])
 print("ready", flush=True)
 for number in range(10**6):
-    write_once(records, *sample(created=f"2026-03-01T12:00:{number:06}Z"))
+    write_once(records, *sample(seed_index=number))
 """
 LIMITED = """
 import resource, sys

@@ -1,0 +1,134 @@
+"""What a rule may look at besides the record: its track, its recipe, its event log, the records beside it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from bench.errors import BenchError, VerificationFailed
+from bench.records.events import Event, read_events
+from bench.records.schema import Record
+from bench.records.store import StoredRecord
+from bench.spec.plan import model_config
+from bench.spec.recipe import Recipe
+from bench.spec.toml import faults
+from bench.spec.track import NamedTrack, Track, on_track
+from model.config import ModelConfig
+
+Series = Sequence[Record]
+SeriesKey = tuple[str, str, str, str]
+
+
+class Context(NamedTuple):
+    """Read once for all rules of a record; None where missing or wrong, which a rule of its own says."""
+
+    named: NamedTrack | None  # the track as it is now
+    track: Track | None  # the same where the record was measured under this version of it
+    recipe: Recipe | None
+    recipe_problem: str
+    asked: Recipe | None  # the recipe on the track
+    config: ModelConfig | None  # of the model it asks for
+    events: tuple[Event, ...] | None
+    log_problem: str
+    series: Series  # the runs of this recipe on this track over this text, this one among them
+    field: Sequence[Series]  # all series of this track over this text
+    reference: Record  # the oldest record of the field
+    same_log: Sequence[Record]  # all whose event log ends as this one's, this one among them
+
+
+def age(record: Record) -> tuple[str, str]:
+    """Sorts records by when they were made."""
+    return record.created, record.events_sha256_tip
+
+
+def series_key(record: Record) -> SeriesKey:
+    """Records of one key are one row of the board."""
+    identity = record.identity
+    return identity.track, record.data.corpus_sha256, identity.recipe, identity.recipe_sha256
+
+
+def contexts(
+    stored: Iterable[StoredRecord], tracks: Mapping[str, NamedTrack]
+) -> list[tuple[StoredRecord, Context]]:
+    """Each record with its context, the others being its neighbours."""
+    listed = list(stored)
+    beside = _neighbours([one.record for one in listed])
+    return [(one, _context(one, tracks.get(one.record.identity.track), beside)) for one in listed]
+
+
+class _Neighbours(NamedTuple):
+    series: Mapping[SeriesKey, Series]
+    fields: Mapping[tuple[str, str], Sequence[Series]]
+    oldest: Mapping[tuple[str, str], Record]
+    logs: Mapping[str, Sequence[Record]]
+
+
+def _neighbours(records: Sequence[Record]) -> _Neighbours:
+    groups: dict[SeriesKey, list[Record]] = defaultdict(list)
+    logs: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[series_key(record)].append(record)
+        logs[record.events_sha256_tip].append(record)
+    fields: dict[tuple[str, str], list[Series]] = defaultdict(list)
+    for key, group in sorted(groups.items()):
+        group.sort(key=lambda record: (record.identity.seed_index, *age(record)))
+        fields[key[:2]].append(group)
+    oldest = {key: min((one for series in field for one in series), key=age) for key, field in fields.items()}
+    return _Neighbours(groups, fields, oldest, logs)
+
+
+def _context(stored: StoredRecord, named: NamedTrack | None, beside: _Neighbours) -> Context:
+    identity, key = stored.record.identity, series_key(stored.record)
+    track = named.track if named is not None and named.sha256 == identity.track_sha256 else None
+    recipe, recipe_problem = _recipe(stored.record)
+    asked, config = _asked(recipe, track)
+    events, log_problem = _events(stored)
+    return Context(
+        named=named,
+        track=track,
+        recipe=recipe,
+        recipe_problem=recipe_problem,
+        asked=asked,
+        config=config,
+        events=events,
+        log_problem=log_problem,
+        series=beside.series[key],
+        field=beside.fields[key[:2]],
+        reference=beside.oldest[key[:2]],
+        same_log=beside.logs[stored.record.events_sha256_tip],
+    )
+
+
+def _recipe(record: Record) -> tuple[Recipe | None, str]:
+    tables = record.identity.recipe_resolved
+    try:
+        return msgspec.convert(tables, Recipe), ""
+    except msgspec.ValidationError:
+        return None, faults(tables, Recipe, "recipe.")[0]
+
+
+def _asked(recipe: Recipe | None, track: Track | None) -> tuple[Recipe | None, ModelConfig | None]:
+    """The recipe at the track's scale, and its model; a recipe that cannot stand there is a rule's to say."""
+    if recipe is None or track is None:
+        return None, None
+    try:
+        asked = on_track(recipe, track, "the stored recipe")
+    except BenchError:
+        return None, None
+    return asked, model_config(asked)
+
+
+def _events(stored: StoredRecord) -> tuple[tuple[Event, ...] | None, str]:
+    path, record = stored.events_path, stored.record
+    try:
+        events = tuple(read_events(path.read_bytes(), path.name))
+    except OSError:
+        return None, f"no event log {path.name} beside it"
+    except VerificationFailed as error:
+        return None, error.message
+    if len(events) != record.num_events or (events and events[-1].hash != record.events_sha256_tip):
+        return None, "the event log is not the one the record was made from"
+    return events, ""
