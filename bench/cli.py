@@ -104,7 +104,8 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --resume --json"),
     ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
     ("verify", records.verify, "check records against everything they claim", "records --json"),
-    ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
+    ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check --calibrate"),
+    ("export", records.export, "print the records in the experiments' columns", "--csv"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
     ("perf-levers", device.perf_levers, "time levers beside their base", "levers --data --steps --json"),
@@ -132,6 +133,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--resume": {"action": "store_true", "help": "continue from the newest whole checkpoint"},
     "--json": {"action": "store_true", "help": "JSON on standard output"},
     "--check": {"action": "store_true", "help": "fail if the board is not what the records say"},
+    "--calibrate": {"metavar": "TRACK/RECIPE", "help": "take a track's spread from these runs, then rebuild"},
+    "--csv": {"action": "store_true", "required": True, "help": "as comma-separated values"},
     "--max-per-task": {"type": whole(1, 10**6), "help": "the first N items of each task: a limited score"},
     "--baselines": {
         "choices": ("v1", "v2"),

@@ -21,7 +21,7 @@ from tests.spec.recipes import SHIPPED, corrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    *("check", "show", "diff", "plan", "prove", "run", "core", "verify", "leaderboard"),
+    *("check", "show", "diff", "plan", "prove", "run", "core", "verify", "leaderboard", "export"),
     *("data", "perf", "perf-levers", "kernels", "gpu-check"),
 )
 

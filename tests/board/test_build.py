@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.board.build import COLUMNS, board_text, check_board, render, write_board
+from bench.board.build import board_files, check_board, read_standings, render, write_board
+from bench.board.listing import COLUMNS, listing
 from bench.board.markdown import escape
 from bench.errors import VerificationFailed
 from bench.records.store import write_once
@@ -37,7 +38,7 @@ def space(tmp_path: Path) -> Workspace:
 
 def table_lines(text: str) -> list[list[str]]:
     """The cells of every line of the tables but heads and rules."""
-    rows = [line for line in text.split("\n") if re.match(r"\| *(\d+|–) *\|", line)]
+    rows = [line for line in text.split("\n") if re.match(r"\| *(\d+(–\d+)?|–) *\|", line)]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
 
 
@@ -69,11 +70,11 @@ def test_text_from_a_recipe_breaks_no_table(titles: list[str], warning: str, mac
     assert text.count("\n") == plain.count("\n")
 
 
-def test_rows_share_a_rank_where_their_intervals_overlap() -> None:
-    records = runs(2.5, 2.5, 2.5, recipe_name="a") + runs(2.5, 2.5, 2.5, recipe_name="b")
-    records += runs(2.6, 2.6, 2.6, recipe_name="c") + runs(1.0, recipe_name="d")
+def test_rows_that_are_not_told_apart_share_a_rank() -> None:
+    records = runs(2.5, 2.501, 2.499, recipe_name="a") + runs(2.5, 2.502, 2.499, recipe_name="b")
+    records += runs(2.6, 2.601, 2.602, recipe_name="c") + runs(1.0, recipe_name="d")
     ranks = {row[1].split("**")[1]: row[0] for row in table_lines(render([TRACK], records))}
-    assert ranks == {"a": "1", "b": "1", "c": "3", "d": "–"}
+    assert ranks == {"a": "1–2", "b": "1–2", "c": "3", "d": "–"}
 
 
 def test_ranks_by_time_ask_whether_times_overlap() -> None:
@@ -101,7 +102,9 @@ def test_what_a_row_says() -> None:
         else "**quick** Two minutes on a laptop",
         "2.5000",
         "15.5",
-        "1 of 3, provisional, 1 diverged",
+        "1 of 3, 1 diverged",
+        "provisional",
+        "n/a",
         "17,476",
         "n/a",
         "0.88",
@@ -157,10 +160,21 @@ def test_warnings_stand_below_the_table() -> None:
 
 
 def test_the_board_written_passes_its_check(space: Workspace) -> None:
-    assert write_board(space) == space.board
-    check_board(space)
-    assert space.board.read_text(encoding="utf-8") == board_text(space)
-    assert "2.5333 ± 0.1" in board_text(space)
+    written = write_board(space)
+    assert [path.name for path in written] == ["LEADERBOARD.md", "index.html", "feed.json"]
+    assert check_board(space) == written
+    assert {path: path.read_bytes() for path in written} == board_files(space)
+    assert "2.5333 ± 0.1" in listing(read_standings(space))
+    assert "2.5333 <i>± 0.1" in written[1].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["LEADERBOARD.md", "index.html", "feed.json"])
+def test_every_file_of_the_board_is_checked(space: Workspace, name: str) -> None:
+    write_board(space)
+    path = space.board.parent / name
+    path.write_bytes(path.read_bytes().replace(b"2.5333", b"2.4333"))
+    with pytest.raises(VerificationFailed, match=rf"{name}:\d+ is not what"):
+        check_board(space)
 
 
 @given(data=st.data())
@@ -171,7 +185,7 @@ def test_any_edit_of_the_board_fails_its_check(
     root = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "leaderboard" / "tracks", root / "leaderboard" / "tracks")
     space = Workspace(root=root, data=root)
-    content = write_board(space).read_bytes()
+    content = write_board(space)[0].read_bytes()
     start = data.draw(st.integers(0, len(content)))
     end = data.draw(st.integers(start, min(start + 20, len(content))))
     edited = (
@@ -216,7 +230,7 @@ def test_a_record_that_lies_stops_the_board(space: Workspace) -> None:
 
 def test_building_the_board_loads_no_torch() -> None:
     program = (
-        "import sys; import bench.board.build, bench.board.summary; "
+        "import sys; import bench.board.build, bench.board.export, bench.board.summary; "
         "sys.exit(bool({'torch', 'numpy', 'pyarrow', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
