@@ -120,5 +120,5 @@ def label(x_px: float, y_px: float, name: str, most: int = 26) -> str:
     shown = plain(name)
     shown = shown if len(shown) <= most else f"{shown[: most - 1]}…"
     is_left = x_px + 8 + CHARACTER_PX * len(shown) > WIDTH - RIGHT
-    side, at = (' class="end"', x_px - 8) if is_left else ("", x_px + 8)
-    return f'<text{side} x="{at:.1f}" y="{y_px - 6:.1f}">{text(shown)}</text>'
+    side, at = ("end", x_px - 8) if is_left else ("start", x_px + 8)
+    return f'<text class="{side}" x="{at:.1f}" y="{y_px - 6:.1f}">{text(shown)}</text>'

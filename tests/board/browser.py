@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,15 @@ FLAGS = (
     *("--disable-component-update", "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND"),
 )
 PATIENCE_S = 60.0
+# Moves the two pipes to where the browser looks for them, then becomes the browser.
+AT_3_AND_4 = """
+import os, sys
+copies = [os.dup(int(number)) for number in sys.argv[1:3]]
+for number, copy in zip((3, 4), copies):
+    os.dup2(copy, number)
+    os.set_inheritable(number, True)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def found() -> str | None:
@@ -104,8 +114,8 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
     """Start one, and end it."""
     ours_out, theirs_in = os.pipe()[::-1]
     ours_in, theirs_out = os.pipe()
-    script = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-    command = ["sh", "-c", script, program, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
+    command = [sys.executable, "-ISc", AT_3_AND_4, str(theirs_in), str(theirs_out), program, *FLAGS]
+    command += [f"--user-data-dir={profile}", "--remote-debugging-pipe"]
     process = subprocess.Popen(
         command, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
