@@ -92,7 +92,7 @@ def _recipe(section: Section, table: Table, place: int) -> str:
     is_ambiguous = sum(other.recipe == row.recipe for other in table.rows) > 1
     version = f" <code>{row.recipe_sha256[:8]}</code>" if is_ambiguous else ""
     apart = short_of(row, base, section.track)
-    against = f"{base.recipe}: {apart}" if base else apart
+    against = f"{base.recipe}+{apart}" if base else apart
     inert = f'<small class="inert">inert: {text(", ".join(row.inert))}</small>' if row.inert else ""
     own = row.own_track != section.track.name
     scaled = f"<small>at this track's scale; its own is {text(row.own_track)}</small>" if own else ""
@@ -101,7 +101,8 @@ def _recipe(section: Section, table: Table, place: int) -> str:
 
 def _time(section: Section, table: Table, place: int) -> str:
     row = table.rows[place]
-    return f"{interval(row.official_s, 1)}<small>cold {row.cold_s:,.1f}</small>"
+    digits = 2 if row.official_s.mean < 100 else 1
+    return f"{interval(row.official_s, digits)}<small>cold {row.cold_s:,.1f}</small>"
 
 
 def _seeds(section: Section, table: Table, place: int) -> str:

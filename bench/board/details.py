@@ -14,6 +14,7 @@ from bench.board.row_plots import ledger_bar, ledger_parts, loss_lines, mean_led
 from bench.board.rows import Row, is_ranked, sign_of
 from bench.board.standings import Section, Table
 
+SURE = 0.999  # beyond it the tails of a t say little
 SHORT = 12  # characters of a hash that people compare; the feed has them whole
 
 
@@ -38,7 +39,8 @@ def _against_next(section: Section, table: Table, place: int) -> str:
     row, following = rows
     chance = chance_less(row.sample, following.sample, section.prior)
     better = chance if sign_of(section.track) > 0 else 1.0 - chance
-    return f"<p>P(better than {text(following.recipe)}) = {better:.1%}, these two rows alone</p>"
+    shown = f"= {better:.1%}" if better < SURE else f"&gt; {SURE:.1%}"
+    return f"<p>P(better than {text(following.recipe)}) {shown}, these two rows alone</p>"
 
 
 def _ledger(row: Row) -> str:
@@ -59,8 +61,13 @@ def _loss(row: Row) -> str:
 
 
 def _warnings(row: Row) -> str:
-    items = "".join(f"<li>{text(warning)}</li>" for warning in row.warnings)
-    return f"<h4>What the harness remarks on its own numbers</h4><ul>{items}</ul>" if items else ""
+    """Who doubts or replayed the row, and what the harness remarks on its own numbers."""
+    heads = (("What is known of its records", row.known), ("What the harness remarks", row.warnings))
+    return "".join(
+        f"<h4>{head}</h4><ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
+        for head, lines in heads
+        if lines
+    )
 
 
 def _changes(section: Section, table: Table, row: Row) -> str:
@@ -83,7 +90,8 @@ def _table_of_changes(title: str, found: list[tuple[str, Any, Any]]) -> str:
         f"<tr><td>{text(field)}<td>{text(_shown(before))}<td>{text(_shown(after))}</tr>"
         for field, before, after in found
     )
-    return f"<details><summary>{text(title)}: {len(found)} fields</summary><table>{lines}</table></details>"
+    count = f"{len(found)} fields" if len(found) > 1 else "1 field"
+    return f"<details><summary>{text(title)}: {count}</summary><table>{lines}</table></details>"
 
 
 def _shown(value: Any) -> str:

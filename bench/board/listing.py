@@ -159,5 +159,10 @@ def _interval(value: Estimate, digits: int) -> str:
 
 
 def _notes(rows: list[Row]) -> list[str]:
+    """What disputes and replays say, and what the harness remarks."""
+    known = [f"- {escape(row.recipe)}: {escape(line)}" for row in rows for line in row.known]
     notes = [f"- {escape(row.recipe)}: {escape('; '.join(row.warnings))}" for row in rows if row.warnings]
-    return ["What the harness remarks on its own numbers:", "", *notes, ""] if notes else []
+    return [
+        *(["Disputes and replays:", "", *known, ""] if known else []),
+        *(["What the harness remarks on its own numbers:", "", *notes, ""] if notes else []),
+    ]

@@ -189,7 +189,9 @@ def _plots(section: Section, table: Table) -> str:
     name = score.metric if by_metric else "official time (s)"
     ranked = [row for row in table.rows if is_ranked(row)]
     dated = [Dated(row.recipe, row.completed, row.score if by_metric else row.official_s) for row in ranked]
-    placed = [Placed(row.recipe, row.official_s, row.bpb) for row in table.rows if row.bpb is not None]
+    is_bpb = score.metric == "val_bpb"  # then the score is the same figure with the calibration's interval
+    bpbs = [(row, row.score if is_bpb else row.bpb) for row in table.rows]
+    placed = [Placed(row.recipe, row.official_s, bpb) for row, bpb in bpbs if bpb is not None]
     drawn = [
         ("Progress of the record", progress(dated, sign, name)),
         ("Bits per byte against time", frontier(placed)),

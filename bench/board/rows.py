@@ -17,7 +17,7 @@ from bench.board.ranking import (
     minimum_detectable,
     sample_of,
 )
-from bench.board.states import NOTHING_KNOWN, Known, State, record_sha256, state_of
+from bench.board.states import NOTHING_KNOWN, Known, State, known_of, record_sha256, state_of
 from bench.records.schema import Record
 from bench.spec.track import NamedTrack
 
@@ -55,6 +55,7 @@ class Row(NamedTuple):
     completed: str  # when the last of its runs was recorded
     num_diverged: int
     warnings: list[str]
+    known: list[str]  # disputes and replays of its records, in words
     num_unscored: int
     records: list[Record]  # the runs that count, by seed
     hashes: list[str]
@@ -181,6 +182,7 @@ def _row(track: NamedTrack, group: list[Record], known: Known) -> Row | None:
         completed=max(record.created for record in finished),
         num_diverged=sum(record.status == "diverged" for record in runs),
         warnings=_warnings(finished, len(group) - len(runs)),
+        known=known_of(figures.hashes, known),
         num_unscored=sum(record.status == "ok" and record.scores.value is None for record in runs),
         records=finished,
         hashes=figures.hashes,

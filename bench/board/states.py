@@ -86,6 +86,23 @@ def state_of(hashes: Iterable[str], is_complete: bool, is_current: bool, known: 
     return "replayed" if replays else "verified"
 
 
+def known_of(hashes: Iterable[str], known: Known) -> list[str]:
+    """A line for each dispute of these records, and for each replay."""
+    mine = set(hashes)
+    return [
+        *(
+            f"disputed on {one.opened} by {one.by} ({one.state}): {one.says}"
+            for one in known.disputes
+            if one.record in mine
+        ),
+        *(
+            f"replay of {one.replayed} by {one.by} {'passed' if one.passed else 'failed'}: {one.says}"
+            for _, one in sorted(known.replays.items())
+            if one.record in mine
+        ),
+    ]
+
+
 def load_replays(folder: Path) -> dict[str, Replay]:
     """Every replay, by the hash of its record.
 

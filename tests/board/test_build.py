@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,12 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.board.build import board_files, check_board, read_standings, render, write_board
+from bench.board.feed import feed
 from bench.board.listing import COLUMNS, listing
 from bench.board.markdown import escape
+from bench.board.page import page
+from bench.board.standings import standings
 from bench.errors import VerificationFailed
 from bench.records.store import write_once
 from bench.spec.track import NamedTrack, load_tracks
 from bench.spec.workspace import Workspace
+from tests.board.test_page import many
 from tests.board.test_rows import runs
 from tests.records.sample import ROOT, changed, quick_recipe, quick_track, sample
 
@@ -234,3 +239,15 @@ def test_building_the_board_loads_no_torch() -> None:
         "sys.exit(bool({'torch', 'numpy', 'pyarrow', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_thousand_records_make_a_small_board_at_once() -> None:
+    """The processor's time of this thread: other tests may be running beside it."""
+    records = many(334)
+    start_s = time.thread_time()
+    sections = standings([TRACK], records)
+    text, shown, fed = listing(sections), page(sections), feed(sections)
+    took_s = time.thread_time() - start_s
+    assert took_s < 2.0  # 0.8 s on one core of a Xeon
+    assert len(shown.encode()) < 300_000
+    assert all(text.count("**r") == each for each in (334, shown.count("<b>r"), fed.count(b'"recipe": "r')))

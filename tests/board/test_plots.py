@@ -37,12 +37,7 @@ def drawn(svg: str) -> ET.Element:
 def numbers(root: ET.Element) -> list[float]:
     """Every coordinate of the drawing."""
     places = {"d", "cx", "cy", "x", "y", "width"}
-    attributes = [
-        value
-        for part in root.iter()
-        for key, value in part.items()
-        if key in ["d", "cx", "cy", "x", "y", "width"]
-    ]
+    attributes = [value for part in root.iter() for key, value in part.items() if key in places]
     return [float(number) for value in attributes for number in re.findall(r"-?\d+\.?\d*", value)]
 
 

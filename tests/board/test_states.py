@@ -7,7 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bench.board.listing import listing
+from bench.board.page import page
 from bench.board.rows import is_ranked, rows_of
+from bench.board.standings import standings
 from bench.board.states import (
     NOTHING_KNOWN,
     Dispute,
@@ -62,6 +65,9 @@ def test_rows_know_their_records() -> None:
     [row] = rows_of(TRACK, records, known)
     assert row.state == "disputed"
     assert is_ranked(row)
+    sections = standings([TRACK], records, known)
+    for shown in (listing(sections), page(sections)):
+        assert "disputed on 2026-03-01 by me (open): no" in shown
     [row] = rows_of(TRACK, [changed(one, "identity.track_sha256", B) for one in records])
     assert row.state == "retired"
     assert not is_ranked(row)
