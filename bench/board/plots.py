@@ -30,7 +30,7 @@ from bench.board.ranking import Estimate
 MOST_LABELS = 12  # more names than these lie over each other
 MOST_BARS = 24
 BAR_PX = 26
-NAMES_PX = 210
+NAMES_PX = 180
 
 
 class Dated(NamedTuple):
@@ -132,7 +132,7 @@ def waterfall(base: str, changes: Sequence[Change], sign: float, figure_name: st
         start, end = sorted((x.at(0.0), x.at(one.delta.mean)))
         kind = "good" if sign * one.delta.mean < 0 else "bad"
         low, high = (x.at(value) for value in _ends(one.delta))
-        name = one.name if len(one.name) <= 32 else f"{one.name[:31]}…"
+        name = one.name if len(one.name) <= 28 else f"{one.name[:27]}…"
         parts.append(f'<text class="end" x="{NAMES_PX - 8}" y="{middle + 4:.1f}">{text(name)}</text>')
         parts.append(
             f'<rect class="{kind}" x="{start:.1f}" y="{middle - 8:.1f}" width="{end - start:.1f}" '

@@ -12,7 +12,7 @@ from bench.records.schema import Curves, Record
 LOSS_HEIGHT = 220
 LEDGER_HEIGHT = 26
 MOST_POINTS = 40  # a line of 640 pixels shows no more, and the page stays small
-LEAST_SHARE = 0.0005
+LEAST_SHARE = 0.002
 NUM_COLOURS = 6
 
 
