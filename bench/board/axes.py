@@ -13,6 +13,7 @@ from bench.board.markdown import plain
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 18, 14, 46
 NUM_TICKS = 5
+MOST = 1e100  # what a record may claim beyond this has no place on a plot
 CHARACTER_PX = 6.2  # of the 11 px sans-serif in which labels are set
 # Steps of a time axis, in seconds, with the form of their labels.
 CLOCK_STEPS = (
@@ -38,7 +39,7 @@ class Axis(NamedTuple):
 
     def at(self, value: float) -> float:
         """Where a value stands, in pixels."""
-        share = (value - self.low) / (self.high - self.low)
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return self.start_px + share * (self.end_px - self.start_px)
 
 
@@ -49,7 +50,7 @@ def text(value: str) -> str:
 
 def spanning(values: Sequence[float], start_px: float, end_px: float) -> Axis:
     """An axis over all values, with a margin of 6 % on both sides."""
-    low, high = min(values), max(values)
+    low, high = max(min(values), -MOST), min(max(values), MOST)
     margin = 0.06 * (high - low) or 0.01 * abs(high) or 1.0
     return Axis(low - margin, high + margin, start_px, end_px)
 

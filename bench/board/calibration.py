@@ -65,7 +65,12 @@ def calibration_of(records: Sequence[Record]) -> Calibration:
         raise VerificationFailed(
             f"{len(runs)} runs do not calibrate a track", f"run {LEAST_RUNS} seeds or more"
         )
-    if len(kinds) > 1 or len(seeds) < len(runs) or len(scores) < len(runs):
+    if (
+        len(kinds) > 1
+        or len(seeds) < len(runs)
+        or len(scores) < len(runs)
+        or any(record.timing.official_s <= 0 for record in runs)
+    ):
         raise VerificationFailed(
             "a calibration needs scored runs of one method over one text, each of its own seed",
             "run the reference recipe over seeds 0 to 9",

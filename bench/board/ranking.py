@@ -42,7 +42,7 @@ def sample_of(values: Sequence[float], is_calibration: bool = False) -> Sample:
     mean = statistics.fmean(values)
     if is_calibration or len(values) < 2:
         return Sample(mean, len(values), 0.0, 0)
-    return Sample(mean, len(values), math.fsum((v - mean) ** 2 for v in values), len(values) - 1)
+    return Sample(mean, len(values), math.fsum((v - mean) * (v - mean) for v in values), len(values) - 1)
 
 
 class Estimate(NamedTuple):

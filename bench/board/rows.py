@@ -21,6 +21,8 @@ from bench.board.states import NOTHING_KNOWN, Known, State, known_of, record_sha
 from bench.records.schema import Record
 from bench.spec.track import NamedTrack
 
+LEAST_S = 1e-9  # a time of zero, which no run takes and a record may claim, has no logarithm
+
 
 class Row(NamedTuple):
     """One line of a track's table."""
@@ -127,7 +129,7 @@ def _figures(track: NamedTrack, finished: list[Record], known: Known) -> _Figure
     hashes = [record_sha256(record) for record in finished]
     is_own = calibration is not None and not set(calibration.records).isdisjoint(hashes)
     scores = [record.scores.value for record in finished if record.scores.value is not None]
-    seconds = [record.timing.official_s for record in finished]
+    seconds = [max(record.timing.official_s, LEAST_S) for record in finished]
     by_metric = track.track.score.rank_by == "metric"
     prior = prior_of(track, known)
     sample = sample_of(scores if by_metric else [math.log(s) for s in seconds], is_own)

@@ -231,3 +231,16 @@ def test_rows_that_do_not_fit_keep_their_figures() -> None:
     closed = re.search(r"To stay small, (\d+) rows open in feed.json only", shown)
     assert closed is not None
     assert shown.count("class=more") == 120 - int(closed[1])
+
+
+def test_figures_that_no_run_has_end_in_no_traceback() -> None:
+    records = runs(2.5, 2.4, 2.6) + runs(1e200, 1e-300, 1e150, recipe_name="huge")
+    records += [changed(one, "timing.official_s", 0.0) for one in runs(2.5, 2.5, 2.5, recipe_name="zero")]
+    records += [
+        changed(one, "curves.losses", [1e300, -1e300, *one.curves.losses[2:]])
+        for one in runs(2.7, 2.7, recipe_name="odd")
+    ]
+    for track in (TRACK, TARGET):
+        sections = standings([track], records)
+        assert page(sections).count("<b>") == 4
+        assert listing(sections).count("**") == 8
