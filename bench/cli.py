@@ -118,6 +118,8 @@ ASKING = "--max-per-task --baselines --squad --bundle --device --data --json --l
 REPLAYING = "record --segments --nonce --device --data --json"
 GATING = "--baseline --track --target --cycle --phase --miniseries --concern"
 SHAPING = "--params --head-dim --tied --balanced --fastest --tolerance"
+COMPARING = "a b --track --effect --plot --json"
+SWEEPING = "sweep --plan --track --device --data --json"
 # Name, function, what it does, arguments.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str], ...] = (
     ("new", recipes.new, "write a new recipe that stands on another", "name --base"),
@@ -129,23 +131,14 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --resume --json"),
     ("replay", device.replay, "execute drawn segments of a recorded run again", REPLAYING),
     ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
-    (
-        "compare",
-        experiments.compare,
-        "what the records tell of two recipes",
-        "a b --track --effect --plot --json",
-    ),
+    ("compare", experiments.compare, "what the records tell of two recipes", COMPARING),
     ("gate", experiments.gate, "decide on a candidate by its records", f"candidate {GATING} --json"),
     ("arch", experiments.arch, "shapes of a given size, by their split", f"{SHAPING} --write --json"),
-    (
-        "sweep",
-        experiments.sweep,
-        "plan and run a sweep of recipes",
-        "sweep --plan --track --device --data --json",
-    ),
+    ("sweep", experiments.sweep, "plan and run a sweep of recipes", SWEEPING),
     ("verify", records.verify, "check records against everything they claim", "records --json --markdown"),
     ("submit", records.submit, "make a recipe and its records one change for review", "recipe --commit"),
-    ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check"),
+    ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check --calibrate"),
+    ("export", records.export, "print the records in the experiments' columns", "--csv"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
     ("perf-levers", device.perf_levers, "time levers beside their base", "levers --data --steps --json"),
@@ -181,6 +174,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--commit": {"action": "store_true", "help": "make the branch and the commit; nothing is pushed"},
     "--markdown": {"action": "store_true", "help": "as a table for a pull request"},
     "--check": {"action": "store_true", "help": "fail if the board is not what the records say"},
+    "--calibrate": {"metavar": "TRACK/RECIPE", "help": "take a track's spread from these runs, then rebuild"},
+    "--csv": {"action": "store_true", "required": True, "help": "as comma-separated values"},
     "--max-per-task": {"type": whole(1, 10**6), "help": "the first N items of each task: a limited score"},
     "--baselines": {
         "choices": ("v1", "v2"),

@@ -21,22 +21,8 @@ from tests.spec.recipes import SHIPPED, corrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    *(
-        "new",
-        "check",
-        "show",
-        "diff",
-        "plan",
-        "prove",
-        "run",
-        "replay",
-        "core",
-        "compare",
-        "gate",
-        "arch",
-        "sweep",
-    ),
-    *("verify", "submit", "leaderboard"),
+    *("new", "check", "show", "diff", "plan", "prove", "run", "replay", "core"),
+    *("compare", "gate", "arch", "sweep", "verify", "submit", "leaderboard", "export"),
     *("data", "perf", "perf-levers", "kernels", "gpu-check"),
 )
 
@@ -274,6 +260,18 @@ def test_leaderboard(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None
     board.write_text(board.read_text(encoding="utf-8").replace("2.5000", "1.5000"), encoding="utf-8")
     capsys.readouterr()
     assert "LEADERBOARD.md:" in failed(capsys, 8, "leaderboard", "--check")
+
+
+def test_a_calibration_is_written_with_the_board(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed_index in range(1, 6):
+        bpb, train_s = 2.5 + seed_index / 100, 15.0 + seed_index
+        write_once(checkout / "leaderboard" / "records", *sample("quick", seed_index, bpb, train_s=train_s))
+    assert "1 problem" not in failed(capsys, 2, "leaderboard", "--calibrate", "cpu-quick/none")
+    assert "exclude" in failed(capsys, 2, "leaderboard", "--calibrate", "cpu-quick/quick", "--check")
+    assert cli.main(["leaderboard", "--calibrate", "cpu-quick/quick"]) == 0
+    assert "wrote leaderboard/calibrations/cpu-quick.json" in capsys.readouterr().out
+    assert cli.main(["leaderboard", "--check"]) == 0
+    assert "6 runs of quick" in (checkout / "leaderboard" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 import bench.run as conductor
-from bench.board.build import board_text
+from bench.board.build import board_files
 from bench.errors import (
     BenchError,
     Diverged,
@@ -128,7 +128,7 @@ def test_the_next_run_takes_the_next_seed(first: tuple[Workspace, StoredRecord])
         assert second.record.curves.losses != stored.record.curves.losses
         assert second.record.data.train_tokens_unique != stored.record.data.train_tokens_unique
         assert second.record.scores.weights_sha256 != stored.record.scores.weights_sha256
-        assert "2" in board_text(space)
+        assert "2" in board_files(space)[space.board].decode()
     finally:
         second.path.unlink()
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.board.build import board_text
+from bench.board.build import board_files
 from bench.board.summary import summary
 from bench.errors import BenchError, DataError, RecipeError
 from bench.evaluation.core import bundle as bundles
@@ -103,7 +103,7 @@ def test_board_and_summary_show_it(first: tuple[Workspace, StoredRecord]) -> Non
     space, stored = first
     core = stored.record.scores.core_score
     assert core is not None
-    board = board_text(space)
+    board = board_files(space)[space.board].decode()
     (head,) = [line for line in board.split("\n") if line.startswith("|") and "recipe" in line]
     (row,) = [line for line in board.split("\n") if "**tiny**" in line]
     shown = dict(zip((c.strip() for c in head.split("|")), (c.strip() for c in row.split("|")), strict=True))

@@ -14,7 +14,7 @@ import torch
 
 import bench.run as conductor
 from bench import training_run
-from bench.board.build import board_text
+from bench.board.build import board_files
 from bench.errors import (
     DataError,
     Diverged,
@@ -76,7 +76,7 @@ def test_divergence_leaves_a_marked_record(
     assert (record.scores.value, record.scores.val_bpb, record.scores.weights_sha256) == (None, None, "")
     assert any(f"diverged at step {step}" in warning for warning in record.warnings)
     assert [event.key for event in tiny.events_of(stored)][-2:] == ["diverged", "run_stop"]
-    assert "tiny (1 run(s))" in board_text(space)
+    assert "tiny (1 run(s))" in board_files(space)[space.board].decode()
     assert checkpoint.checkpoints(space.runs / "tiny" / "tiny" / "0") == []
     monkeypatch.undo()
     assert tiny.run_here(space).record.identity.seed_index == 1

@@ -21,14 +21,19 @@ UNPRINTED = (
 BREAK = "&#8203;"  # a zero-width space
 
 
+def plain(text: str) -> str:
+    """Text of one line, without characters that are not printed or that turn what follows around."""
+    shown = "".join(" " if unicodedata.category(character) in UNPRINTED else character for character in text)
+    return " ".join(shown.split())
+
+
 def escape(text: str) -> str:
     """Text as plain Markdown text of one line: no markup, no table break, no link, no mention."""
-    plain = "".join(" " if unicodedata.category(character) in UNPRINTED else character for character in text)
-    plain = " ".join(plain.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    plain = "".join(f"\\{character}" if character in MARKUP else character for character in plain)
+    shown = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    shown = "".join(f"\\{character}" if character in MARKUP else character for character in shown)
     # GitHub makes links of bare http(s)://, ftp://, www., mailto:, xmpp: and a@b.c (GFM 0.29, 6.9).
-    plain = re.sub(r"(?i)(https?|ftp|mailto|xmpp):", rf"\1{BREAK}:", plain)
-    return re.sub(r"(?i)(www)\.", rf"\1{BREAK}.", plain).replace("@", f"@{BREAK}")
+    shown = re.sub(r"(?i)(https?|ftp|mailto|xmpp):", rf"\1{BREAK}:", shown)
+    return re.sub(r"(?i)(www)\.", rf"\1{BREAK}.", shown).replace("@", f"@{BREAK}")
 
 
 def table(columns: list[tuple[str, str]], rows: list[list[str]]) -> str:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
+from bench.board.ranking import (
+    Estimate,
+    Sample,
+    estimate,
+    log_estimate,
+    minimum_detectable,
+    sample_of,
+)
+from bench.board.states import NOTHING_KNOWN, Known, State, known_of, state_of
+from bench.experiments.statistics import Prior
+from bench.records.replayed import record_sha256
 from bench.records.schema import Record
 from bench.spec.track import NamedTrack
 
-# 97.5 % quantiles of Student's t by degrees of freedom; beyond the table the normal's.
-T_975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131),
-)
-NORMAL_975 = 1.960
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds with its 95 % half-width, None below two seeds."""
-
-    mean: float
-    half_width: float | None
-    num_seeds: int
+LEAST_S = 1e-9  # a time of zero, which no run takes and a record may claim, has no logarithm
 
 
 class Row(NamedTuple):
@@ -31,55 +30,73 @@ class Row(NamedTuple):
 
     recipe: str
     title: str
+    short: str  # what sets it apart from nanochat's defaults
+    base: str  # the recipe it names as its base, or ""
     recipe_sha256: str
     own_track: str
     corpus_sha256: str
+    state: State
     score: Estimate
+    bpb: Estimate | None
+    core: Estimate | None
     core_error: float | None  # CORE's standard error by its items: of the worst seed
-    official_s: Estimate
+    official_s: Estimate  # geometric mean
     tokens_per_s: float
     cold_s: float
     peak_bytes: int
     mfu: float | None
+    joules: float | None  # means, None where a seed has none
+    dollars: float | None
+    sample: Sample  # what it is ranked by: scores, or natural logs of official seconds
+    mde: float | None  # of that
     num_proofs: int  # fused kernels proved equal to their references on the run's device
     inert: list[str]  # levers that were on and did nothing in any run
     machine: str
+    software: str
     seeds: list[int]
     complete: bool  # every seed of the track, none diverged
+    completed: str  # when the last of its runs was recorded
     num_diverged: int
     warnings: list[str]
+    known: list[str]  # disputes and replays of its records, in words
     num_unscored: int
+    records: list[Record]  # the runs that count, by seed
+    hashes: list[str]
 
 
-def estimate(values: list[float]) -> Estimate:
-    """Mean and the half-width of its 95 % interval by Student's t."""
-    mean, count = statistics.fmean(values), len(values)
-    if count < 2:
-        return Estimate(mean, None, count)
-    t = T_975[count - 2] if count - 2 < len(T_975) else NORMAL_975
-    return Estimate(mean, t * statistics.stdev(values) / math.sqrt(count), count)
-
-
-def rows_of(track: NamedTrack, records: list[Record]) -> list[Row]:
+def rows_of(track: NamedTrack, records: list[Record], known: Known = NOTHING_KNOWN) -> list[Row]:
     """The track's rows, best first, complete before provisional ones; the records' order does not matter."""
     groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.identity.track == track.name:
             key = (record.data.corpus_sha256, record.identity.recipe, record.identity.recipe_sha256)
             groups[key].append(record)
-    rows = [row for group in groups.values() if (row := _row(track, group)) is not None]
-    sign = 1.0 if track.track.score.better == "lower" else -1.0
-    by_metric = track.track.score.rank_by == "metric"
+    rows = [row for group in groups.values() if (row := _row(track, group, known)) is not None]
+    sign = sign_of(track)
 
     def place(row: Row) -> tuple[bool, float, str, str]:
-        return (
-            not row.complete,
-            sign * row.score.mean if by_metric else row.official_s.mean,
-            row.recipe,
-            row.recipe_sha256,
-        )
+        return not is_ranked(row), sign * row.sample.mean, row.recipe, row.recipe_sha256
 
     return sorted(rows, key=place)
+
+
+def sign_of(track: NamedTrack) -> float:
+    """1.0 where less of what a track ranks by is better, -1.0 where more is."""
+    score = track.track.score
+    return -1.0 if score.rank_by == "metric" and score.better == "higher" else 1.0
+
+
+def is_ranked(row: Row) -> bool:
+    """Whether a row has a rank: a disputed one keeps it, for anybody may doubt; a retired one has none."""
+    return row.complete and row.state != "retired"
+
+
+def prior_of(track: NamedTrack, known: Known) -> Prior | None:
+    """What the track's calibration, if it has one, knows of what the track ranks by."""
+    calibration = known.calibrations.get(track.name)
+    if calibration is None:
+        return None
+    return calibration.metric() if track.track.score.rank_by == "metric" else calibration.log_s()
 
 
 def only_diverged(track: NamedTrack, records: list[Record]) -> dict[str, int]:
@@ -98,42 +115,80 @@ def first_runs(group: list[Record]) -> list[Record]:
     return [by_seed[seed_index] for seed_index in sorted(by_seed)]
 
 
-def _row(track: NamedTrack, group: list[Record]) -> Row | None:
+class _Figures(NamedTuple):
+    """What a row measures, and what its state follows from."""
+
+    score: Estimate
+    official_s: Estimate
+    sample: Sample
+    mde: float | None
+    hashes: list[str]
+
+
+def _figures(track: NamedTrack, finished: list[Record], known: Known) -> _Figures:
+    calibration = known.calibrations.get(track.name)
+    hashes = [record_sha256(record) for record in finished]
+    is_own = calibration is not None and not set(calibration.records).isdisjoint(hashes)
+    scores = [record.scores.value for record in finished if record.scores.value is not None]
+    seconds = [max(record.timing.official_s, LEAST_S) for record in finished]
+    by_metric = track.track.score.rank_by == "metric"
+    prior = prior_of(track, known)
+    sample = sample_of(scores if by_metric else [math.log(s) for s in seconds], is_own)
+    return _Figures(
+        score=estimate(scores, calibration.metric() if calibration else None, is_own),
+        official_s=log_estimate(seconds, calibration.log_s() if calibration else None, is_own),
+        sample=sample,
+        mde=minimum_detectable(sample, prior),
+        hashes=hashes,
+    )
+
+
+def _row(track: NamedTrack, group: list[Record], known: Known) -> Row | None:
     runs = first_runs(group)
     finished = [record for record in runs if record.status == "ok" and record.scores.value is not None]
     if not finished:
         return None
-    scores = [record.scores.value for record in finished if record.scores.value is not None]
-    cores = [record.scores.core_score for record in finished]
-    seeds = [record.identity.seed_index for record in finished]
-    first = finished[0]
-    mfus = [record.timing.mfu for record in finished if record.timing.mfu is not None]
-    warnings = {warning for record in finished for warning in record.warnings}
-    if len(group) > len(runs):
-        warnings.add(f"{len(group) - len(runs)} run(s) repeated a seed; the first of each seed counts")
+    first, seeds = finished[0], [record.identity.seed_index for record in finished]
+    figures = _figures(track, finished, known)
+    complete = set(range(track.track.seeds.count)) <= set(seeds) and _reached(track, finished)
+    is_current = all(record.identity.track_sha256 == track.sha256 for record in finished)
     return Row(
         recipe=first.identity.recipe,
         title=first.identity.recipe_title,
+        short=first.identity.recipe_short,
+        base=str(first.identity.recipe_resolved.get("base") or ""),
         recipe_sha256=first.identity.recipe_sha256,
         own_track=first.identity.own_track,
         corpus_sha256=first.data.corpus_sha256,
-        score=estimate(scores),
-        core_error=max((core.standard_error for core in cores if core is not None), default=None),
-        official_s=estimate([record.timing.official_s for record in finished]),
+        state=state_of(figures.hashes, complete, is_current, known),
+        score=figures.score,
+        bpb=_measured(finished, lambda record: record.scores.val_bpb),
+        core=_measured(finished, lambda record: record.scores.core),
+        core_error=max((one.standard_error for r in finished if (one := r.scores.core_score)), default=None),
+        official_s=figures.official_s,
         tokens_per_s=statistics.median(record.timing.tokens_per_s_median for record in finished),
         cold_s=max(record.timing.cold_s for record in finished),
         peak_bytes=max(record.memory.peak_bytes for record in finished),
-        mfu=statistics.fmean(mfus) if mfus else None,
+        mfu=_mean(finished, lambda record: record.timing.mfu),
+        joules=_mean(finished, lambda record: record.energy.joules),
+        dollars=_mean(finished, lambda record: record.energy.dollars),
+        sample=figures.sample,
+        mde=figures.mde,
         num_proofs=min(len(record.proofs) for record in finished),
         inert=sorted(
             lever for lever in first.features if all(record.features.get(lever) == 0.0 for record in finished)
         ),
         machine=" / ".join(sorted({_machine(record) for record in finished})),
+        software=" / ".join(sorted({_software(record) for record in finished})),
         seeds=seeds,
-        complete=set(range(track.track.seeds.count)) <= set(seeds) and _reached(track, finished),
+        complete=complete,
+        completed=max(record.created for record in finished),
         num_diverged=sum(record.status == "diverged" for record in runs),
-        warnings=sorted(warnings),
+        warnings=_warnings(finished, len(group) - len(runs)),
+        known=known_of(figures.hashes, known),
         num_unscored=sum(record.status == "ok" and record.scores.value is None for record in runs),
+        records=finished,
+        hashes=figures.hashes,
     )
 
 
@@ -146,6 +201,28 @@ def _reached(track: NamedTrack, finished: list[Record]) -> bool:
     return min(values) >= score.target if score.better == "higher" else max(values) <= score.target
 
 
+def _values(finished: list[Record], field: Callable[[Record], float | None]) -> list[float] | None:
+    values = [value for record in finished if (value := field(record)) is not None]
+    return values if len(values) == len(finished) else None
+
+
+def _mean(finished: list[Record], field: Callable[[Record], float | None]) -> float | None:
+    values = _values(finished, field)
+    return statistics.fmean(values) if values else None
+
+
+def _measured(finished: list[Record], field: Callable[[Record], float | None]) -> Estimate | None:
+    values = _values(finished, field)
+    return estimate(values) if values else None
+
+
+def _warnings(finished: list[Record], num_repeated: int) -> list[str]:
+    warnings = {warning for record in finished for warning in record.warnings}
+    if num_repeated:
+        warnings.add(f"{num_repeated} run(s) repeated a seed; the first of each seed counts")
+    return sorted(warnings)
+
+
 def _machine(record: Record) -> str:
     facts = {
         "cpu_model": "?",
@@ -156,3 +233,16 @@ def _machine(record: Record) -> str:
     if facts.get("device_kind") == "cpu":
         return f"{facts['cpu_model']}, {facts['cpu_cores']} cores"
     return f"{facts['device_count']}x {facts['device_name']}"
+
+
+def _software(record: Record) -> str:
+    """The versions that move a figure, of those recorded."""
+    facts = record.machine.facts
+    versions = facts.get("versions")
+    named = versions if isinstance(versions, dict) else {}
+    told = [
+        ("Python", facts.get("python_version")),
+        *((name, named.get(name)) for name in ("torch", "triton")),
+    ]
+    told.append(("driver", facts.get("driver_version")))
+    return ", ".join(f"{name} {version}" for name, version in told if version)

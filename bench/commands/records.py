@@ -1,4 +1,4 @@
-"""Commands about records: verify, submit, leaderboard."""
+"""Commands about records: verify, submit, leaderboard, export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.commands.shared import emit, workspace
-from bench.errors import VerificationFailed
+from bench.errors import RecipeError, VerificationFailed
 
 if TYPE_CHECKING:
     from bench.records.rules import Finding
@@ -110,11 +110,25 @@ def _markdown(found: dict[Path, list[Finding]], root: Path) -> str:
 
 def leaderboard(options: argparse.Namespace) -> None:
     """`bench leaderboard`."""
-    from bench.board.build import check_board, write_board
+    from bench.board.build import check_board, write_board, write_calibration
 
     space = workspace(options)
+    if options.check and options.calibrate:
+        raise RecipeError("--check and --calibrate exclude each other", "calibrate first, then check")
     if options.check:
-        check_board(space)
-        print(f"{space.board.relative_to(options.root)} is what the records say")
-    else:
-        print(f"wrote {write_board(space).relative_to(options.root)}")
+        names = ", ".join(str(path.relative_to(options.root)) for path in check_board(space))
+        print(f"{names}: what the records say")
+        return
+    if options.calibrate:
+        print(f"wrote {write_calibration(space, options.calibrate).relative_to(options.root)}")
+    for path in write_board(space):
+        print(f"wrote {path.relative_to(options.root)}")
+
+
+def export(options: argparse.Namespace) -> None:
+    """`bench export`."""
+    from bench.board.build import verified_records
+    from bench.board.export import csv_of
+
+    tracks, records = verified_records(workspace(options))
+    print(csv_of(tracks, records), end="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from statistics import NormalDist
 
 NORMAL = NormalDist()
@@ -56,10 +57,14 @@ def t_cdf(t: float, dof: float) -> float:
         return 1.0 if t > 0 else 0.0
     if dof > 1e6:  # 1 / (4 dof) is the relative difference of the two: below 1e-6
         return normal_cdf(t)
-    tail = 0.5 * incomplete_beta(dof / 2.0, 0.5, dof / (dof + t * t))
+    square = t * t
+    if square < dof:  # from the middle, or small t would be lost against dof
+        return 0.5 + math.copysign(0.5 * incomplete_beta(0.5, dof / 2.0, square / (dof + square)), t)
+    tail = 0.5 * incomplete_beta(dof / 2.0, 0.5, dof / (dof + square))
     return 1.0 - tail if t > 0 else tail
 
 
+@cache
 def t_quantile(p: float, dof: float) -> float:
     """The t with P(T <= t) = p, 0 < p < 1; bisected, for the distribution function is monotone."""
     assert 0.0 < p < 1.0, p

@@ -25,7 +25,7 @@ class Prior(msgspec.Struct, frozen=True):
 
     sigma: float
     dof: float
-    source: str
+    source: str = "calibration"
 
 
 # 20 seeds of one d24 recipe (karpathy/nanochat pull 807): CORE 0.00625, val_bpb 2.3e-4; time 6.5 s of 4084.

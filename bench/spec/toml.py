@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -123,7 +124,15 @@ def problem_error(source: str, problems: list[str]) -> RecipeError:
 
 def faults(data: dict[str, Any], kind: type[msgspec.Struct], path: str) -> list[str]:
     """Every unknown field, wrong type and out-of-range value of a table, in the file's order."""
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    try:
+        msgspec.convert(data, kind)
+    except msgspec.ValidationError:
+        return _faults(data, kind, path)
+    return list(_not_finite(data, path.removesuffix(".")))  # most tables are right, and this is quick
+
+
+def _faults(data: dict[str, Any], kind: type[msgspec.Struct], path: str) -> list[str]:
+    fields = _fields(kind)
     found = [
         f"{path}{name}: missing" for name, field in fields.items() if field.required and name not in data
     ]
@@ -146,15 +155,32 @@ def faults(data: dict[str, Any], kind: type[msgspec.Struct], path: str) -> list[
     return found
 
 
+@cache
+def _fields(kind: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    """A table's fields by name; resolving their annotations takes a millisecond, a board has thousands."""
+    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
+
+
+def _is_finite(value: Any) -> bool:
+    kind = type(value)  # what TOML and JSON make is of these types themselves
+    if kind is float:
+        return math.isfinite(value)
+    if kind is dict:
+        return all(map(_is_finite, value.values()))
+    return not (kind is list or kind is tuple) or all(map(_is_finite, value))
+
+
 def _not_finite(value: Any, place: str) -> Iterator[str]:
     """Numbers that are infinite or not numbers: msgspec's bounds let inf pass where there is no upper one."""
+    if _is_finite(value):
+        return
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _not_finite(inner, f"{place}.{_key(key)}" if place else _key(key))
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _not_finite(inner, place)
-    elif isinstance(value, float) and not math.isfinite(value):
+    else:
         yield f"{place} = {value}: must be finite"
 
 

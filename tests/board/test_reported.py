@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.board.build import board_text, render
+from bench.board.build import board_files, render
 from bench.board.markdown import escape
 from bench.board.reported import COLUMNS, Figure, Group, Reported, load_reported, reported_section
 from bench.errors import RecipeError
@@ -161,10 +161,10 @@ def test_on_the_board_it_is_last_and_without_a_rank() -> None:
 
 def test_a_checkout_without_the_file_has_no_such_section(tmp_path: Path) -> None:
     space = Workspace(root=tmp_path, data=tmp_path / ".data")
-    assert TITLE not in board_text(space)
+    assert not any(TITLE.strip("# ").encode() in data for data in board_files(space).values())
     space.reported.parent.mkdir()
     space.reported.write_text(GROUP + FIGURE)
-    assert TITLE in board_text(space)
+    assert TITLE.encode() in board_files(space)[space.board]
     space.reported.write_text("figure = 3")
     with pytest.raises(RecipeError):
-        board_text(space)
+        board_files(space)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.board.rows import T_975, estimate, only_diverged, rows_of
+from bench.board.ranking import estimate
+from bench.board.rows import only_diverged, rows_of
 from bench.records.schema import Record
 from bench.spec.track import NamedTrack
 from tests.records.sample import quick_recipe, quick_track, sample
@@ -29,21 +29,6 @@ TARGET = NamedTrack(
 def runs(*bpbs: float | None, recipe_name: str = "quick", train_s: float = 15.0) -> list[Record]:
     """One record a score, on the seeds in turn."""
     return [sample(recipe_name, i, bpb, train_s=train_s)[0] for i, bpb in enumerate(bpbs)]
-
-
-@given(values=st.lists(st.floats(0.1, 10), min_size=2, max_size=30))
-def test_the_interval_is_students(values: list[float]) -> None:
-    found = estimate(values)
-    t = T_975[len(values) - 2] if len(values) <= len(T_975) + 1 else 1.960
-    assert found.mean == pytest.approx(statistics.fmean(values))
-    assert found.half_width == pytest.approx(t * statistics.stdev(values) / math.sqrt(len(values)))
-    assert found.num_seeds == len(values)
-
-
-def test_the_quantiles_fall_towards_the_normals() -> None:
-    assert list(T_975) == sorted(T_975, reverse=True)
-    assert T_975[-1] > 1.960
-    assert T_975[0] == pytest.approx(math.tan(math.pi * 0.475), abs=1e-3)  # one degree: Cauchy's quantile
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -115,3 +100,21 @@ def test_unlike_machines_of_a_row_are_all_named() -> None:
     second = msgspec.structs.replace(second, machine=msgspec.structs.replace(second.machine, facts=facts))
     [row] = rows_of(TRACK, [second, first])
     assert row.machine == "8x NVIDIA H100 / Example CPU, 2 cores"
+
+
+def test_time_is_the_geometric_mean() -> None:
+    records = [sample(seed_index=i, train_s=s)[0] for i, s in enumerate((9.5, 19.5, 39.5))]
+    [row] = rows_of(TRACK, records)
+    assert row.official_s.mean == pytest.approx(20.0)
+    assert row.official_s.half_width == pytest.approx(20 * math.expm1(4.302653 * math.log(2) / math.sqrt(3)))
+
+
+def test_what_a_seed_lacks_the_row_lacks() -> None:
+    first, second = runs(2.5, 2.4)
+    energy = msgspec.structs.replace(second.energy, joules=10.0, dollars=0.5)
+    second = msgspec.structs.replace(second, energy=energy)
+    [row] = rows_of(TRACK, [first, second])
+    assert (row.joules, row.dollars, row.core, row.mfu) == (None, None, None, None)
+    [row] = rows_of(TRACK, [second])
+    assert (row.joules, row.dollars) == (10.0, 0.5)
+    assert row.bpb is not None
