@@ -56,7 +56,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qk_norm: bool = True
     attention_gate_channels: int = 0  # 0 = no gate on the attention's output
     tied_embeddings: bool = False  # the head's table is the embedding's
-    bigram_rows: int = 0  # rows of the table of hashed token pairs; 0 = none
+    bigram_rows: int = 0  # rows of a table of hashed token pairs; 0 = none
+    bigram_hashes: int = 1  # tables, each with a hash of its own
     bigram_masked_token: int = -1  # token that is in no pair with the one before it; -1 = none
     fp8: str = "off"  # "tensorwise" or "rowwise": products of the large matrices in training
     fp8_min_dim: int = 0  # ... with no side smaller than this

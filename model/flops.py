@@ -15,7 +15,7 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     gates = len(config.value_embedding_layers) * config.num_kv_heads * config.ve_gate_channels
     gates += config.depth * config.num_heads * config.attention_gate_channels
     smear = config.smear_channels + 1 if config.smear_channels else 0
-    bigram = {"bigram": config.bigram_rows * width, "bigram_lambda": config.depth}
+    bigram = {"bigram": config.bigram_hashes * config.bigram_rows * width, "bigram_lambda": config.depth}
     return {
         "wte": 0 if config.tied_embeddings else vocab * width,
         "value_embeds": len(config.value_embedding_layers) * vocab * kv_width,

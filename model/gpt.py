@@ -22,6 +22,12 @@ from model.config import ModelConfig
 from model.flops import MLP_EXPANSION
 from model.layers import Linear, fp8_product
 
+# What the ids are multiplied by for the second bigram hash and on: odd, so that no bit of an id is lost. The
+# five primes of xxHash32, then the two multipliers of MurmurHash3 (both public domain).
+BIGRAM_MULTIPLIERS = (
+    0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0xCC9E2D51, 0x1B873593,
+)  # fmt: skip
+
 
 class MLP(nn.Module):
     """Two linear maps around relu squared."""
@@ -96,17 +102,29 @@ class Smear(nn.Module):
 
 
 class Bigrams(nn.Module):
-    """Adds a learned share of a table of hashed (previous, current) token pairs to the residual stream."""
+    """Adds a learned share of tables of hashed (previous, current) token pairs to the residual stream.
+
+    The hash of a further table is the op's, of ids times an odd number: that is the same xor of two products
+    with odd multipliers of its own.
+    """
 
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
         self.kernels, self.masked_token = kernels, config.bigram_masked_token
-        self.table = nn.Parameter(torch.empty(config.bigram_rows, config.width))
+        shape = config.bigram_rows, config.width
+        self.table = nn.Parameter(torch.empty(shape))
+        self.further_tables = nn.ParameterList(
+            nn.Parameter(torch.empty(shape)) for _ in range(config.bigram_hashes - 1)
+        )
         self.lambdas = nn.Parameter(torch.empty(config.depth))
 
     def forward(self, x_BTD: Tensor, tokens_BT: Tensor, layer: int) -> Tensor:
         """[B, T, D] -> [B, T, D]; the masked token's positions stay as they are."""
-        added_BTD = self.kernels.bigram_residual(x_BTD, self.table, tokens_BT, self.lambdas[layer])
+        strength = self.lambdas[layer]
+        added_BTD = self.kernels.bigram_residual(x_BTD, self.table, tokens_BT, strength)
+        for multiplier, table in zip(BIGRAM_MULTIPLIERS, self.further_tables, strict=False):
+            multiplied_BT = (tokens_BT.long() * multiplier).int()  # int32 wraps around, as the hash does
+            added_BTD = self.kernels.bigram_residual(added_BTD, table, multiplied_BT, strength)
         if self.masked_token < 0:
             return added_BTD
         return torch.where((tokens_BT == self.masked_token)[..., None], x_BTD, added_BTD)

@@ -5,7 +5,7 @@
 | wte, lm_head | normal, `wte_std` and `lm_head_std`; a table that is both starts as the head |
 | c_q, c_k, c_v, value embeddings | uniform of standard deviation 1/sqrt(width) |
 | c_fc | the same times `c_fc_scale` |
-| both c_proj, output gates, bigram table | zero |
+| both c_proj, output gates, bigram tables | zero |
 | the other gates | uniform in [0, max] |
 | lambdas | linear over the layers; constants for smear, backout and bigrams |
 """
@@ -76,7 +76,8 @@ def _init_outside_blocks(model: GPT, fill: _Filler) -> None:
         fill.uniform(model.smear.gate.weight, 0.0, init.smear_gate_max)
         model.smear.scale.fill_(init.smear_lambda)
     if model.bigrams is not None:
-        model.bigrams.table.zero_()
+        for table in (model.bigrams.table, *model.bigrams.further_tables):
+            table.zero_()
         model.bigrams.lambdas.fill_(init.bigram_lambda)
     if model.backout_lambda is not None:
         model.backout_lambda.fill_(init.backout_lambda)

@@ -123,6 +123,7 @@ def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
         attention_gate_channels=model.attention_gate_channels,
         tied_embeddings=model.tied_embeddings,
         bigram_rows=model.bigram.factor * model.vocab_size,
+        bigram_hashes=model.bigram.num_hashes,
         bigram_masked_token=model.vocab_size - NUM_SPECIAL_TOKENS if model.bigram.mask_bos else -1,
         fp8=recipe.precision.fp8,
         fp8_min_dim=recipe.precision.fp8_min_dim,

@@ -34,9 +34,16 @@ class Bigram(Table, frozen=True, kw_only=True):
     """[model.bigram]: a table of hashed token pairs added to the residual stream before every layer.
 
     Source: karpathy/nanochat pull 747 (seeds its constants), `x <- resid x + x0 x0 + lambda table[hash]`.
+    With several hashes, `lambda (table_1[hash_1] + table_2[hash_2] + ...)`: two pairs that share a row of one
+    table rarely share one of the next. A table for each, as the Byte Latent Transformer has for its n-grams
+    (arXiv 2412.09871, section 3.2.1): in one shared table every hash would add to the others' collisions.
     """
 
     factor: Annotated[int, Meta(ge=0, le=64, description="rows of the table a token; 0 is off")] = 0
+    num_hashes: Annotated[
+        int,
+        Meta(ge=1, le=8, description="look-ups a pair, each with a hash and a table of its own, summed"),
+    ] = 1
     lambda_init: Annotated[float, Meta(description="initial strength, a layer; the table starts at 0")] = 0.05
     mask_bos: Annotated[
         bool, Meta(description="no pair across the start of a document (pull 747 has them)")

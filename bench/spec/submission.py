@@ -178,6 +178,7 @@ LABELS = {
     "model.tied_embeddings": "tied embeddings",
     "model.value_embeddings": "value embeddings",
     "model.bigram.factor": "bigram",
+    "model.bigram.num_hashes": "bigram hashes",
     "model.smear": "smear",
     "model.backout": "backout",
     "model.softcap": "softcap",

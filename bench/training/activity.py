@@ -7,7 +7,7 @@ counted at every step.
 | --- | --- |
 | value_embeddings, attention_gate | root mean square of their tables and gate weights |
 | smear, backout | magnitude of the strength |
-| bigram | mean magnitude of the strengths, times the table's root mean square |
+| bigram | mean magnitude of the strengths, times the table's root mean square: the least of several tables' |
 | muon_eq | mean relative change of a row's or column's norm, in the last momentum |
 | muon_plus | mean relative change of a matrix's Frobenius norm, after the last momentum's polar step |
 | normuon | mean relative deviation of a neuron's scale from its matrix's mean |
@@ -64,7 +64,8 @@ def _of_model(trainer: Trainer) -> Iterator[tuple[str, float]]:
     if model.backout_lambda is not None:
         yield "backout", float(model.backout_lambda.abs())
     if model.bigrams is not None:
-        yield "bigram", float(model.bigrams.lambdas.abs().mean()) * _rms([model.bigrams.table])
+        tables = [model.bigrams.table, *model.bigrams.further_tables]
+        yield "bigram", float(model.bigrams.lambdas.abs().mean()) * min(_rms([table]) for table in tables)
 
 
 def _rms(tensors: list[Tensor]) -> float:

@@ -64,6 +64,7 @@ VARIANTS = {
     "no levers": small_config(value_embedding_layers=(), smear_channels=0, backout_layer=-1, softcap=0.0),
     "one layer": small_config(depth=1, backout_layer=-1),  # a backout is undone by the norm
     "bigrams": small_config(bigram_rows=5 * 70),
+    "bigrams of three hashes": small_config(bigram_rows=99, bigram_hashes=3, bigram_masked_token=61),
     "bigrams but across documents": small_config(bigram_rows=99, bigram_masked_token=61),
     "gated output": small_config(attention_gate_channels=7),
     "no positions": small_config(rotary=False),

@@ -40,11 +40,15 @@ def one_head(q_TK: Tensor, k_TK: Tensor, v_TK: Tensor, window: int) -> Tensor:
     return torch.stack(rows)
 
 
-def pair_rows(ids: Tensor, rows: int) -> list[int]:
-    """The bigram table's row of each token with the one before: 32-bit products, xor, floor-mod."""
-    found = [rows - 1]
+# A table's hash has both multipliers times this: 1, xxHash32's primes, MurmurHash3's c1 and c2.
+FACTORS = (1, 2654435761, 2246822519, 3266489917, 668265263, 374761393, 3432918353, 461845907)
+
+
+def pair_rows(ids: Tensor, rows: int, number: int = 0) -> list[int]:
+    """A bigram table's row of each token with the one before: 32-bit products, xor, floor-mod."""
+    found, factor = [rows - 1], FACTORS[number]
     for before, now in zip(ids.tolist(), ids.tolist()[1:], strict=False):
-        mixed = (36313 * now) % 2**32 ^ (27191 * before) % 2**32
+        mixed = (36313 * factor * now) % 2**32 ^ (27191 * factor * before) % 2**32
         found.append((mixed - 2**32 if mixed >= 2**31 else mixed) % (rows - 1))
     return found
 
@@ -92,6 +96,9 @@ def hidden_states(weights: dict[str, Tensor], config: ModelConfig, ids: Tensor) 
         x = weights["resid_lambdas"][layer] * x + weights["x0_lambdas"][layer] * start
         if config.bigram_rows:
             pairs = weights["bigrams.table"][pair_rows(ids, config.bigram_rows)]
+            for number in range(1, config.bigram_hashes):
+                further = weights[f"bigrams.further_tables.{number - 1}"]
+                pairs = pairs + further[pair_rows(ids, config.bigram_rows, number)]
             counted = (ids != config.bigram_masked_token)[:, None]
             x = x + weights["bigrams.lambdas"][layer] * counted * pairs
         x = x + attention(weights, config, layer, unit_rms(x), ids)

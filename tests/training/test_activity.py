@@ -35,6 +35,7 @@ LEVERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "z-loss": ("z_loss", {"loss": {"z_loss": 1e-4}}),
     "bigrams": ("bigram", {"model": {"bigram": {"factor": 5}}}),
+    "bigrams of two hashes": ("bigram", {"model": {"bigram": {"factor": 5, "num_hashes": 2}}}),
     "bigrams within documents": ("bigram", {"model": {"bigram": {"factor": 5, "mask_bos": True}}}),
     "gated attention": ("attention_gate", {"model": {"attention_gate_channels": 12}}),
     "fp8": ("fp8", {"precision": {"fp8": "tensorwise", "fp8_min_dim": 32}}),
