@@ -240,6 +240,7 @@ def another(field: str, value: object) -> object:
         "precision.fp8": "rowwise",
         "compile.mode": "max-autotune-no-cudagraphs",
         "optimizer.muon.polar_steps": 4,
+        "model.bigram.num_hashes": 2,
         "optimizer.muon.equilibrate": "row",
         "batch.tokens": 2**20,
         "batch.device_sequences": 8,
