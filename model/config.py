@@ -29,6 +29,7 @@ class InitConfig(msgspec.Struct, frozen=True, kw_only=True):
     x0_lambda_first: float
     x0_lambda_last: float
     bigram_lambda: float = 0.0
+    value_residual_lambda: float = 0.0
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +57,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qk_norm: bool = True
     attention_gate_channels: int = 0  # 0 = no gate on the attention's output
     tied_embeddings: bool = False  # the head's table is the embedding's
+    value_residual: bool = False  # a share of the first layer's values in every later layer's
     bigram_rows: int = 0  # rows of a table of hashed token pairs; 0 = none
     bigram_hashes: int = 1  # tables, each with a hash of its own
     bigram_masked_token: int = -1  # token that is in no pair with the one before it; -1 = none

@@ -22,7 +22,9 @@ def parameters(config: ModelConfig) -> dict[str, int]:
         "lm_head": vocab * width,
         "matrices": config.depth * (attention + mlp) + gates,
         "scalars": 2 * config.depth + smear + (config.backout_layer >= 0),
-    } | (bigram if config.bigram_rows else {})
+        **({"value_residual": config.depth - 1} if config.value_residual else {}),
+        **(bigram if config.bigram_rows else {}),
+    }
 
 
 def scaling_parameters(config: ModelConfig) -> int:

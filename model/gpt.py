@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kernels.dispatch import Kernels
 from kernels.reference import rms_norm
-from model.attention import Attention, rotary_tables
+from model.attention import Attention, ValueResidual, rotary_tables
 from model.config import ModelConfig
 from model.flops import MLP_EXPANSION
 from model.layers import Linear, fp8_product
@@ -64,12 +64,17 @@ class Block(nn.Module):
         value_embedding_BTD: Tensor | None,
         tables: tuple[Tensor, Tensor],
         add_bigrams: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `scales` are of x and x0, float32: in bf16 steps below 0.008 are lost."""
+        residual: ValueResidual | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """[B, T, D] -> [B, T, D], and the layer's own values [B, T, G, K].
+
+        `scales` are of x and x0, float32: in bf16 steps below 0.008 are lost.
+        """
         x_BTD, normed_BTD = self.mixed(x_BTD, x0_BTD, scales, add_bigrams)
-        x_BTD = x_BTD + self.attn(normed_BTD, value_embedding_BTD, *tables)
+        attended_BTD, values_BTGK = self.attn(normed_BTD, value_embedding_BTD, residual, tables)
+        x_BTD = x_BTD + attended_BTD
         x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
-        return x_BTD
+        return x_BTD, values_BTGK
 
     def mixed(
         self,
@@ -159,6 +164,7 @@ class GPT(nn.Module):
         self.x0_lambdas = nn.Parameter(torch.empty(config.depth))
         self.smear = Smear(config) if config.smear_channels else None
         self.bigrams = Bigrams(config, kernels) if config.bigram_rows else None
+        self.value_lambdas = nn.Parameter(torch.empty(config.depth - 1)) if config.value_residual else None
         self.backout_lambda = nn.Parameter(torch.empty(1)) if config.backout_layer >= 0 else None
         cos, sin = rotary_tables(config, self.wte.device, compute_dtype)
         self.register_buffer("cos", cos, persistent=False)
@@ -171,17 +177,25 @@ class GPT(nn.Module):
         x_BTD = rms_norm(self.kernels.embedding(self.wte, tokens_BT, self.compute_dtype))
         if self.smear is not None:
             x_BTD = self.smear(x_BTD)
-        x0_BTD, middle_BTD = x_BTD, None
+        x0_BTD, middle_BTD, first_BTGK = x_BTD, None, None
         for layer, block in enumerate(self.blocks):
             scales = self.resid_lambdas[layer], self.x0_lambdas[layer]
             add_bigrams = self.bigrams and partial(self.bigrams, tokens_BT=tokens_BT, layer=layer)
             values_BTD = self.value_embedding(layer, tokens_BT)
-            x_BTD = block(x_BTD, x0_BTD, scales, values_BTD, tables, add_bigrams)
+            residual = self.value_residual(layer, first_BTGK)
+            x_BTD, own_BTGK = block(x_BTD, x0_BTD, scales, values_BTD, tables, add_bigrams, residual)
+            first_BTGK = own_BTGK if layer == 0 else first_BTGK
             if layer == self.config.backout_layer:
                 middle_BTD = x_BTD
         if middle_BTD is not None and self.backout_lambda is not None:
             x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
         return rms_norm(x_BTD)
+
+    def value_residual(self, layer: int, first_BTGK: Tensor | None) -> ValueResidual | None:
+        """What of the first layer's values goes into a later layer's, where the model has that."""
+        if self.value_lambdas is None or first_BTGK is None:
+            return None
+        return first_BTGK, self.value_lambdas[layer - 1]
 
     def value_embedding(self, layer: int, tokens_BT: Tensor) -> Tensor | None:
         """The layer's value embedding of each token, [B, T, G*K], where it has one."""

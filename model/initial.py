@@ -7,7 +7,7 @@
 | c_fc | the same times `c_fc_scale` |
 | both c_proj, output gates, bigram tables | zero |
 | the other gates | uniform in [0, max] |
-| lambdas | linear over the layers; constants for smear, backout and bigrams |
+| lambdas | linear over the layers; constants for the others |
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def _init_outside_blocks(model: GPT, fill: _Filler) -> None:
         for table in (model.bigrams.table, *model.bigrams.further_tables):
             table.zero_()
         model.bigrams.lambdas.fill_(init.bigram_lambda)
+    if model.value_lambdas is not None:
+        model.value_lambdas.fill_(init.value_residual_lambda)
     if model.backout_lambda is not None:
         model.backout_lambda.fill_(init.backout_lambda)
 

@@ -122,6 +122,7 @@ def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
         qk_norm=model.qk_norm,
         attention_gate_channels=model.attention_gate_channels,
         tied_embeddings=model.tied_embeddings,
+        value_residual=model.value_residual,
         bigram_rows=model.bigram.factor * model.vocab_size,
         bigram_hashes=model.bigram.num_hashes,
         bigram_masked_token=model.vocab_size - NUM_SPECIAL_TOKENS if model.bigram.mask_bos else -1,

@@ -82,6 +82,14 @@ class Model(Table, frozen=True, kw_only=True):
     ] = "alternate"
     ve_gate_channels: Annotated[int, Meta(ge=1, le=1024, description="channels the gate reads")] = 12
     ve_gate_range: Annotated[Positive, Meta(description="the gate is this times a sigmoid")] = 3.0
+    value_residual: Annotated[
+        bool,
+        Meta(
+            description="a learned share of the first layer's values in every later layer's: v <- "
+            "(1 - share) v + share v_1 of the values as projected; a value embedding is added after (arXiv "
+            "2410.17897; modded-nanogpt's 110624_ShortcutsTweaks)"
+        ),
+    ] = False
     attention_gate_channels: Annotated[
         int, Meta(ge=0, le=1024, description="channels a head's output gate, 2 sigmoid(.), reads; 0 is off")
     ] = 0
@@ -100,6 +108,9 @@ class Model(Table, frozen=True, kw_only=True):
     ] = 0.02
     smear_gate_init: Annotated[NonNegative, Meta(description="initial smear gate weights, likewise")] = 0.02
     smear_lambda: Annotated[float, Meta(description="initial smear strength")] = 0.0
+    value_residual_lambda: Annotated[
+        float, Meta(description="initial share of the first layer's values, as in both sources")
+    ] = 0.5
     backout_lambda: Annotated[float, Meta(description="initial backout strength")] = 0.2
     resid_lambda_first: Annotated[float, Meta(description="initial residual scale of the first layer")] = 1.15
     resid_lambda_last: Annotated[float, Meta(description="... and of the last")] = 1.05
@@ -163,6 +174,8 @@ class AdamW(Table, frozen=True, kw_only=True):
     resid: AdamWGroup = AdamWGroup(lr=0.005, weight_decay=0.05)
     x0: AdamWGroup = AdamWGroup(lr=0.5, beta1=0.96)
     smear: AdamWGroup = AdamWGroup(lr=0.2)
+    # As modded-nanogpt trained its scalars in that record.
+    value_residual: AdamWGroup = AdamWGroup(lr=0.04, beta1=0.9)
     bigram: AdamWGroup = AdamWGroup(lr=0.3, beta1=0.75, weight_decay=0.01)
     bigram_lambda: AdamWGroup = AdamWGroup(lr=0.004, beta1=0.9)
 

@@ -82,6 +82,8 @@ def contradictions(recipe: Recipe) -> list[str]:
     heads = width // model.head_dim
     if heads % model.kv_group:
         problems.append(f"model.kv_group = {model.kv_group}: does not divide the {heads} heads")
+    if model.value_residual and model.depth == 1:
+        problems.append("model.value_residual: one layer has no later one")
     for field in ("ve_gate_channels", "smear_channels"):
         if getattr(model, field) > width:
             problems.append(f"model.{field} = {getattr(model, field)}: more than the width, {width}")
@@ -177,6 +179,7 @@ LABELS = {
     "model.attention_gate_channels": "attention gate",
     "model.tied_embeddings": "tied embeddings",
     "model.value_embeddings": "value embeddings",
+    "model.value_residual": "value residual",
     "model.bigram.factor": "bigram",
     "model.bigram.num_hashes": "bigram hashes",
     "model.smear": "smear",

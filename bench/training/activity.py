@@ -7,6 +7,7 @@ counted at every step.
 | --- | --- |
 | value_embeddings, attention_gate | root mean square of their tables and gate weights |
 | smear, backout | magnitude of the strength |
+| value_residual | mean magnitude of the shares |
 | bigram | mean magnitude of the strengths, times the table's root mean square: the least of several tables' |
 | muon_eq | mean relative change of a row's or column's norm, in the last momentum |
 | muon_plus | mean relative change of a matrix's Frobenius norm, after the last momentum's polar step |
@@ -63,6 +64,8 @@ def _of_model(trainer: Trainer) -> Iterator[tuple[str, float]]:
         yield "smear", float(model.smear.scale.abs())
     if model.backout_lambda is not None:
         yield "backout", float(model.backout_lambda.abs())
+    if model.value_lambdas is not None:
+        yield "value_residual", float(model.value_lambdas.abs().mean())
     if model.bigrams is not None:
         tables = [model.bigrams.table, *model.bigrams.further_tables]
         yield "bigram", float(model.bigrams.lambdas.abs().mean()) * min(_rms([table]) for table in tables)

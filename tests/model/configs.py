@@ -27,6 +27,7 @@ INIT = InitConfig(
     x0_lambda_first=0.20,
     x0_lambda_last=0.05,
 )
+VALUE_RESIDUAL = msgspec.structs.replace(INIT, value_residual_lambda=0.5)
 CPU = torch.device("cpu")
 FUSED = bind(choose("cpu"), compiled=False)
 EAGER = bind((), compiled=False)
@@ -66,6 +67,10 @@ VARIANTS = {
     "bigrams": small_config(bigram_rows=5 * 70),
     "bigrams of three hashes": small_config(bigram_rows=99, bigram_hashes=3, bigram_masked_token=61),
     "bigrams but across documents": small_config(bigram_rows=99, bigram_masked_token=61),
+    "value residual": small_config(num_kv_heads=1, value_residual=True, init=VALUE_RESIDUAL),
+    "value residual alone": small_config(
+        depth=3, num_kv_heads=4, value_residual=True, value_embedding_layers=(), init=VALUE_RESIDUAL
+    ),
     "gated output": small_config(attention_gate_channels=7),
     "no positions": small_config(rotary=False),
     "no QK norm": small_config(qk_norm=False),

@@ -54,11 +54,20 @@ def pair_rows(ids: Tensor, rows: int, number: int = 0) -> list[int]:
 
 
 def attention(
-    weights: dict[str, Tensor], config: ModelConfig, layer: int, x_TD: Tensor, ids: Tensor
+    weights: dict[str, Tensor],
+    config: ModelConfig,
+    layer: int,
+    x_TD: Tensor,
+    ids: Tensor,
+    firsts: list[Tensor],
 ) -> Tensor:
-    """The layer's attention of one row."""
+    """The layer's attention of one row; `firsts` are the values of every layer before, the first's first."""
     name, size = f"blocks.{layer}.attn", config.head_dim
     q_all, k_all, v_all = (x_TD @ weights[f"{name}.c_{kind}.weight"].T for kind in "qkv")
+    firsts.append(v_all)
+    if config.value_residual and layer > 0:
+        share = weights["value_lambdas"][layer - 1]
+        v_all = (1.0 - share) * v_all + share * firsts[0]
     heads = []
     for head in range(config.num_heads):
         shared = head // (config.num_heads // config.num_kv_heads)
@@ -92,6 +101,7 @@ def hidden_states(weights: dict[str, Tensor], config: ModelConfig, ids: Tensor) 
         )
         x = torch.stack([x[0], *(x[t] + gate[t] * x[t - 1] for t in range(1, len(ids)))])
     start, middle = x, None
+    firsts: list[Tensor] = []
     for layer in range(config.depth):
         x = weights["resid_lambdas"][layer] * x + weights["x0_lambdas"][layer] * start
         if config.bigram_rows:
@@ -101,7 +111,7 @@ def hidden_states(weights: dict[str, Tensor], config: ModelConfig, ids: Tensor) 
                 pairs = pairs + further[pair_rows(ids, config.bigram_rows, number)]
             counted = (ids != config.bigram_masked_token)[:, None]
             x = x + weights["bigrams.lambdas"][layer] * counted * pairs
-        x = x + attention(weights, config, layer, unit_rms(x), ids)
+        x = x + attention(weights, config, layer, unit_rms(x), ids, firsts)
         up = unit_rms(x) @ weights[f"blocks.{layer}.mlp.c_fc.weight"].T
         x = x + torch.clamp(up, min=0.0) ** 2 @ weights[f"blocks.{layer}.mlp.c_proj.weight"].T
         if layer == config.backout_layer:

@@ -25,6 +25,8 @@ def test_parameters_are_the_built_models(config: ModelConfig) -> None:
             "bigram": sum(table.numel() for table in tables),
             "bigram_lambda": model.bigrams.lambdas.numel(),
         }
+    if model.value_lambdas is not None:
+        owned["value_residual"] = model.value_lambdas.numel()
     owned["value_embeds"] = sum(table.numel() for table in model.value_embeds.values())
     owned["matrices"] = sum(param.numel() for param in model.blocks.parameters())
     owned["scalars"] = sum(param.numel() for param in model.parameters()) - sum(owned.values())

@@ -34,6 +34,7 @@ LEVERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"optimizer": {"muon": {"qk_clip": "logit", "qk_clip_tau": 0.01}}, "model": {"qk_norm": False}},
     ),
     "z-loss": ("z_loss", {"loss": {"z_loss": 1e-4}}),
+    "value residual": ("value_residual", {"model": {"value_residual": True}}),
     "bigrams": ("bigram", {"model": {"bigram": {"factor": 5}}}),
     "bigrams of two hashes": ("bigram", {"model": {"bigram": {"factor": 5, "num_hashes": 2}}}),
     "bigrams within documents": ("bigram", {"model": {"bigram": {"factor": 5, "mask_bos": True}}}),
