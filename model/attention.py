@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kernels.dispatch import Kernels
 from kernels.reference import accumulation_dtype, rotate
 from model.config import ModelConfig
+from model.latent import LatentProjections
 from model.layers import Linear, fp8_product
 
 # Queries whose logits are looked at together.
@@ -24,9 +25,15 @@ ValueResidual = tuple[Tensor, Tensor]
 
 
 def rotary_tables(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, [1, T, 1, K/2], computed in float32 and rounded once; of angle 0 without positions."""
-    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
-    frequencies = config.rope_base ** (-channels / config.head_dim)
+    """cos and sin, [1, T, 1, K/2], computed in float32 and rounded once.
+
+    Of angle 0 without positions, and in channels of latent attention that are not rotated.
+    """
+    rotated = config.head_dim if config.latent is None else config.latent.rope_dim
+    channels = torch.arange(0, rotated, 2, dtype=torch.float32, device=device)
+    frequencies = config.rope_base ** (-channels / rotated)
+    still = frequencies.new_zeros((config.head_dim - rotated) // 2)
+    frequencies = torch.cat((frequencies, still)) if rotated < config.head_dim else frequencies
     positions = torch.arange(config.sequence_length, dtype=torch.float32, device=device)
     angles_TK = torch.outer(positions if config.rotary else 0.0 * positions, frequencies)
     return angles_TK.cos().to(dtype)[None, :, None], angles_TK.sin().to(dtype)[None, :, None]
@@ -62,9 +69,11 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, kernels: Kernels) -> None:
         super().__init__()
         self.config, self.window, self.kernels = config, config.window_sizes[layer], kernels
-        self.c_q = self._linear(config.width)
-        self.c_k = self._linear(config.kv_width)
-        self.c_v = self._linear(config.kv_width)
+        self.latent = LatentProjections(config, kernels) if config.latent is not None else None
+        if self.latent is None:
+            self.c_q = self._linear(config.width)
+            self.c_k = self._linear(config.kv_width)
+            self.c_v = self._linear(config.kv_width)
         self.c_proj = self._linear(config.width)
         gated = layer in config.value_embedding_layers
         self.ve_gate = Linear(config.ve_gate_channels, config.num_kv_heads) if gated else None
@@ -99,11 +108,14 @@ class Attention(nn.Module):
 
     def queries(self, x_BTD: Tensor) -> Tensor:
         """Queries before their rotation, [B, T, H, K]."""
-        q_BTHK: Tensor = self.c_q(x_BTD).unflatten(-1, (-1, self.config.head_dim))
+        projected_BTD = self.c_q(x_BTD) if self.latent is None else self.latent.queries(x_BTD)
+        q_BTHK: Tensor = projected_BTD.unflatten(-1, (-1, self.config.head_dim))
         return q_BTHK
 
     def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys before their rotation and values before anything is mixed in, [B, T, G, K]."""
+        if self.latent is not None:
+            return self.latent.keys_and_values(x_BTD)
         shape = -1, self.config.head_dim
         return self.c_k(x_BTD).unflatten(-1, shape), self.c_v(x_BTD).unflatten(-1, shape)
 

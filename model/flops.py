@@ -10,7 +10,7 @@ MLP_EXPANSION = 4
 def parameters(config: ModelConfig) -> dict[str, int]:
     """Number of parameters a group; groups are the optimizer's."""
     width, kv_width, vocab = config.width, config.kv_width, config.vocab_padded
-    attention = 2 * width * width + 2 * width * kv_width
+    attention = sum(rows * columns for rows, columns in config.attention_shapes)
     mlp = 2 * MLP_EXPANSION * width * width
     gates = len(config.value_embedding_layers) * config.num_kv_heads * config.ve_gate_channels
     gates += config.depth * config.num_heads * config.attention_gate_channels
@@ -41,7 +41,7 @@ def matmul_parameters(config: ModelConfig) -> int:
 def fp8_share(config: ModelConfig) -> float:
     """Share of the FLOPs of products with parameters that training spends in fp8."""
     width, hidden = config.width, MLP_EXPANSION * config.width
-    shapes = [(width, width)] * 2 + [(width, config.kv_width)] * 2 + [(width, hidden), (hidden, width)]
+    shapes = [*config.attention_shapes, (width, hidden), (hidden, width)]
     layer = sum(rows * columns for rows, columns in shapes if config.in_fp8(rows, columns))
     return config.depth * layer / matmul_parameters(config)
 

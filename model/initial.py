@@ -4,6 +4,7 @@
 | --- | --- |
 | wte, lm_head | normal, `wte_std` and `lm_head_std`; a table that is both starts as the head |
 | c_q, c_k, c_v, value embeddings | uniform of standard deviation 1/sqrt(width) |
+| of latent attention | uniform of standard deviation 1/sqrt(input's width) |
 | c_fc | the same times `c_fc_scale` |
 | both c_proj, output gates, bigram tables | zero |
 | the other gates | uniform in [0, max] |
@@ -54,8 +55,13 @@ def init_weights(model: GPT, generator: torch.Generator) -> None:
 
 
 def _init_block(block: Block, config: ModelConfig, fill: _Filler, bound: float) -> None:
-    for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
-        fill.uniform(matrix.weight, -bound, bound)
+    if block.attn.latent is None:
+        for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
+            fill.uniform(matrix.weight, -bound, bound)
+    else:
+        for matrix in block.attn.latent.matrices():
+            own_bound = (3.0 / matrix.weight.shape[1]) ** 0.5
+            fill.uniform(matrix.weight, -own_bound, own_bound)
     scaled = bound * config.init.c_fc_scale
     fill.uniform(block.mlp.c_fc.weight, -scaled, scaled)
     for matrix in (block.attn.c_proj, block.mlp.c_proj):

@@ -14,7 +14,14 @@ from bench.spec.scaling import REFERENCE_DEPTH, Rates, batch_tokens, scaled_rate
 from bench.spec.submission import Submission, sha256
 from bench.spec.track import NamedTrack, horizon_kind, on_track, scale_fields
 from kernels.choices import ALWAYS, CUDA_ONLY, IMPLEMENTATIONS, Choice, choose
-from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_layers, window_sizes
+from model.config import (
+    InitConfig,
+    LatentAttention,
+    ModelConfig,
+    padded_vocab,
+    value_embedding_layers,
+    window_sizes,
+)
 from model.flops import flops_per_token, fp8_share, parameters, scaling_parameters
 from model.schedule import ScheduleConfig
 
@@ -122,6 +129,7 @@ def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
         qk_norm=model.qk_norm,
         attention_gate_channels=model.attention_gate_channels,
         tied_embeddings=model.tied_embeddings,
+        latent=_latent(recipe) if model.latent_attention.kv_rank else None,
         value_residual=model.value_residual,
         bigram_rows=model.bigram.factor * model.vocab_size,
         bigram_hashes=model.bigram.num_hashes,
@@ -130,6 +138,11 @@ def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
         fp8_min_dim=recipe.precision.fp8_min_dim,
         observes_logits=recipe.optimizer.muon.qk_clip == "logit",
     )
+
+
+def _latent(recipe: Recipe) -> LatentAttention:
+    asked = recipe.model.latent_attention
+    return LatentAttention(kv_rank=asked.kv_rank, q_rank=asked.q_rank, rope_dim=asked.rope_dim)
 
 
 def schedule_config(recipe: Recipe) -> ScheduleConfig:

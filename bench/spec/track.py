@@ -10,18 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from bench.errors import RecipeError
-from bench.spec.recipe import (
-    DESCRIPTIVE,
-    Count,
-    Horizon,
-    Line,
-    Name,
-    NonNegative,
-    Positive,
-    Recipe,
-    Table,
-    Text,
-)
+from bench.spec.fields import Count, Line, Name, NonNegative, Positive, Table, Text
+from bench.spec.recipe import DESCRIPTIVE, Horizon, Recipe
 from bench.spec.submission import contradictions
 from bench.spec.toml import check_name, decode, faults, merge, nearest_file_hint, parse_toml, problem_error
 

@@ -6,6 +6,7 @@ counted at every step.
 | lever | counter |
 | --- | --- |
 | value_embeddings, attention_gate | root mean square of their tables and gate weights |
+| latent_attention | the least root mean square of its matrices |
 | smear, backout | magnitude of the strength |
 | value_residual | mean magnitude of the shares |
 | bigram | mean magnitude of the strengths, times the table's root mean square: the least of several tables' |
@@ -57,6 +58,9 @@ def _of_model(trainer: Trainer) -> Iterator[tuple[str, float]]:
     model = trainer.model
     if model.value_embeds:
         yield "value_embeddings", _rms(list(model.value_embeds.values()))
+    latents = [b.attn.latent for b in model.blocks if isinstance(b, Block) and b.attn.latent is not None]
+    if latents:
+        yield "latent_attention", min(_rms([matrix.weight]) for one in latents for matrix in one.matrices())
     gates = [b.attn.output_gate for b in model.blocks if isinstance(b, Block)]
     if any(gate is not None for gate in gates):
         yield "attention_gate", _rms([gate.weight for gate in gates if gate is not None])

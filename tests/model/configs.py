@@ -10,7 +10,14 @@ from torch import Tensor
 
 from kernels.choices import choose
 from kernels.dispatch import Kernels, bind
-from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_layers, window_sizes
+from model.config import (
+    InitConfig,
+    LatentAttention,
+    ModelConfig,
+    padded_vocab,
+    value_embedding_layers,
+    window_sizes,
+)
 from model.gpt import GPT
 from model.initial import build
 
@@ -28,6 +35,7 @@ INIT = InitConfig(
     x0_lambda_last=0.05,
 )
 VALUE_RESIDUAL = msgspec.structs.replace(INIT, value_residual_lambda=0.5)
+LATENT = LatentAttention(kv_rank=10, q_rank=0, rope_dim=4)
 CPU = torch.device("cpu")
 FUSED = bind(choose("cpu"), compiled=False)
 EAGER = bind((), compiled=False)
@@ -70,6 +78,10 @@ VARIANTS = {
     "value residual": small_config(num_kv_heads=1, value_residual=True, init=VALUE_RESIDUAL),
     "value residual alone": small_config(
         depth=3, num_kv_heads=4, value_residual=True, value_embedding_layers=(), init=VALUE_RESIDUAL
+    ),
+    "latent attention": small_config(num_kv_heads=4, latent=LATENT, smear_channels=0),
+    "latent attention of latent queries": small_config(
+        num_kv_heads=4, latent=msgspec.structs.replace(LATENT, q_rank=12), qk_norm=False, depth=3
     ),
     "gated output": small_config(attention_gate_channels=7),
     "no positions": small_config(rotary=False),

@@ -88,6 +88,7 @@ CONTROLLED: dict[str, tuple[str, dict[str, Any]]] = {
     "d4-bigram": ("d4", {"model.bigram.factor": 5}),
     "d4-bigram-hashes": ("d4", {"model.bigram.factor": 5, "model.bigram.num_hashes": 2}),
     "d4-value-residual": ("d4", {"model.value_residual": True}),
+    "d4-latent-attention": ("d4", {"model.latent_attention.kv_rank": 128}),
     "d4-no-value-embeddings": ("d4", {"model.value_embeddings": "none"}),
     "d4-no-smear": ("d4", {"model.smear": False}),
     "d4-no-backout": ("d4", {"model.backout": False}),

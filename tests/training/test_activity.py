@@ -35,6 +35,11 @@ LEVERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "z-loss": ("z_loss", {"loss": {"z_loss": 1e-4}}),
     "value residual": ("value_residual", {"model": {"value_residual": True}}),
+    "latent attention": ("latent_attention", {"model": {"latent_attention": {"kv_rank": 24, "rope_dim": 8}}}),
+    "latent attention of latent queries": (
+        "latent_attention",
+        {"model": {"latent_attention": {"kv_rank": 24, "q_rank": 16, "rope_dim": 8}}},
+    ),
     "bigrams": ("bigram", {"model": {"bigram": {"factor": 5}}}),
     "bigrams of two hashes": ("bigram", {"model": {"bigram": {"factor": 5, "num_hashes": 2}}}),
     "bigrams within documents": ("bigram", {"model": {"bigram": {"factor": 5, "mask_bos": True}}}),
