@@ -13,10 +13,11 @@ from bench.proving.proof import problems_of_proofs
 from bench.records.events import Event, read_events
 from bench.records.schema import SCHEMA, Record, encode, file_stem
 from bench.records.store import StoredRecord
+from bench.spec.batch_ramp import MAX_MICROS, batch_ramp, is_on
 from bench.spec.recipe import Recipe
 from bench.spec.submission import method_sha256
 from bench.spec.toml import faults
-from bench.spec.track import NamedTrack, on_track, scale_fields, seed_value
+from bench.spec.track import NamedTrack, horizon_tokens, on_track, scale_fields, seed_value
 from kernels.choices import REFERENCE
 
 LEDGER_TOLERANCE = 0.005
@@ -77,10 +78,19 @@ def _times(stored: StoredRecord) -> Iterator[str]:
         yield f"cold time {timing.cold_s:.3f} s is not the official one + compile + warmup, {cold:.3f} s"
     if timing.mfu is not None and not 0 < timing.mfu <= 1:
         yield f"MFU {timing.mfu:.1%} is impossible"
-    if shape.tokens != shape.steps * shape.batch_tokens:
+    if not _is_growing(stored.record) and shape.tokens != shape.steps * shape.batch_tokens:
         yield f"{shape.tokens} tokens are not {shape.steps} steps of {shape.batch_tokens}"
     if stored.record.memory.peak_bytes <= 0:
         yield "peak memory is 0"
+
+
+def _is_growing(record: Record) -> bool:
+    """Whether the recipe's batch grows: `_scale` checks its tokens, which the track decides too."""
+    try:
+        recipe = msgspec.convert(record.identity.recipe_resolved, Recipe)
+    except msgspec.ValidationError:
+        return False  # `_recipe` names the problems
+    return is_on(recipe.schedule.batch_warmup)
 
 
 def _scores(stored: StoredRecord) -> Iterator[str]:
@@ -216,8 +226,26 @@ def _scale(record: Record, named: NamedTrack) -> Iterator[str]:
     }
     if recipe.batch.tokens != "auto":
         expected["batch_tokens"] = (shape.batch_tokens, recipe.batch.tokens)
+    if is_on(recipe.schedule.batch_warmup):
+        if (taken := _growing_steps(record, recipe)) is None:
+            yield "the batch grows, but not in whole micro-batches"
+            return
+        given, tokens = taken
+        expected["tokens"] = (shape.tokens, tokens)
     if given is not None and record.status == "ok":
         expected["steps"] = (shape.steps, given)
     for field, (found, asked) in expected.items():
         if found != asked:
             yield f"{field} is {found}, the recipe on this track asks for {asked}"
+
+
+def _growing_steps(record: Record, recipe: Recipe) -> tuple[int, int] | None:
+    """Steps of the whole run and tokens of those taken where the batch grows; None where it cannot."""
+    shape = record.shape
+    if not 1 < shape.accumulation <= MAX_MICROS or shape.batch_tokens < shape.accumulation:
+        return None
+    sizes = shape.scaling_parameters, max(shape.flops_per_token, 1), shape.batch_tokens
+    num_batches = (horizon_tokens(recipe.horizon, *sizes) or 0) // shape.batch_tokens
+    micro_tokens = shape.batch_tokens // shape.accumulation
+    ramp, steps = batch_ramp(recipe.schedule.batch_warmup, num_batches, shape.accumulation, micro_tokens)
+    return steps, ramp.micro_index(shape.steps) * micro_tokens

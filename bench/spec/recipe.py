@@ -81,6 +81,22 @@ class Optimizer(Table, frozen=True, kw_only=True):
     adamw: AdamW = AdamW()
 
 
+class BatchWarmup(Table, frozen=True, kw_only=True):
+    """[schedule.batch_warmup]: the batch grows with the tokens seen, in whole micro-batches.
+
+    Learning rates and weight decay of a smaller step go with the root of its batch, as between batches of
+    different runs. The run sees the tokens of its horizon, in more steps. Source: the critical batch grows
+    with training, and so may the batch, at rates that go with its root (arXiv 2505.23971).
+    """
+
+    tokens: Annotated[int, Meta(ge=0, le=10**15, description="tokens over which it grows; 0 is off")] = 0
+    ratio: Annotated[Fraction, Meta(description="... or this share of the horizon's")] = 0.0
+    start: Annotated[
+        float,
+        Meta(gt=0.0, le=1.0, description="the first step's share of the full batch"),
+    ] = 0.25
+
+
 class Schedule(Table, frozen=True, kw_only=True):
     """[schedule]: the learning rate over the run."""
 
@@ -93,6 +109,7 @@ class Schedule(Table, frozen=True, kw_only=True):
         "linear"
     )
     final_lr_fraction: Annotated[Fraction, Meta(description="learning rate at the end")] = 0.05
+    batch_warmup: BatchWarmup = BatchWarmup()
 
 
 class Horizon(Table, frozen=True, kw_only=True):

@@ -82,6 +82,8 @@ def contradictions(recipe: Recipe) -> list[str]:
     heads = width // model.head_dim
     if heads % model.kv_group:
         problems.append(f"model.kv_group = {model.kv_group}: does not divide the {heads} heads")
+    if recipe.schedule.batch_warmup.tokens and recipe.schedule.batch_warmup.ratio:
+        problems.append("schedule.batch_warmup: tokens and ratio are given, one of them must be")
     if model.latent_attention.kv_rank:
         problems += _without_latents(recipe)
     if model.value_residual and model.depth == 1:
@@ -216,6 +218,9 @@ LABELS = {
     "schedule.warmdown_ratio": "warmdown",
     "schedule.warmdown_shape": "warmdown",
     "schedule.final_lr_fraction": "final LR",
+    "schedule.batch_warmup.ratio": "batch warm-up",
+    "schedule.batch_warmup.tokens": "batch warm-up tokens",
+    "schedule.batch_warmup.start": "batch warm-up from",
     "horizon.param_data_ratio": "ratio",
     "horizon.iterations": "steps",
     "horizon.tokens": "tokens",

@@ -165,3 +165,16 @@ def seed_value(track: Track, index: int) -> int:
 def horizon_kind(horizon: Horizon) -> str:
     """The one field that is given."""
     return next(field for field in Horizon.__struct_fields__ if getattr(horizon, field) is not None)
+
+
+def horizon_tokens(
+    horizon: Horizon, scaling_parameters: int, flops_per_token: int, batch_tokens: int
+) -> int | None:
+    """Tokens that a horizon asks for, before whole steps; None where its clock decides."""
+    if horizon.param_data_ratio is not None:
+        return int(horizon.param_data_ratio * scaling_parameters)
+    if horizon.iterations is not None:
+        return horizon.iterations * batch_tokens
+    if horizon.tokens is not None:
+        return horizon.tokens
+    return None if horizon.flops is None else round(horizon.flops / flops_per_token)

@@ -15,6 +15,7 @@ counted at every step.
 | normuon | mean relative deviation of a neuron's scale from its matrix's mean |
 | cautious_decay | share of the last momentum's entries whose weights decay |
 | qk_clip | share of matrices ("weight_rms") or heads ("logit") that were scaled, over all steps |
+| batch_warmup | share of the steps whose batch is smaller |
 | z_loss | its mean share of the loss on the validation tokens |
 | fp8 | share of the FLOPs of products with parameters |
 """
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from bench.data.prepared import Prepared
+from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan
 from bench.training.loop import Trainer
 from kernels.reference import SMALLEST_NORM, SMALLEST_SECOND_MOMENT, polar_express
@@ -47,6 +49,8 @@ def activity(plan: Plan, trainer: Trainer, prepared: Prepared) -> dict[str, floa
     if trainer.clip is not None:
         clipped, seen = trainer.clip.counts.tolist()
         counters["qk_clip"] = clipped / seen if seen else 0.0
+    if is_on(plan.recipe.schedule.batch_warmup):
+        counters["batch_warmup"] = plan.batch_ramp.growing_steps / plan.iterations
     if trainer.z_loss:
         counters["z_loss"] = _z_loss_share(trainer, prepared)
     if plan.recipe.precision.fp8 != "off":

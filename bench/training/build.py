@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan
 from bench.spec.recipe import AdamW
 from bench.training.loop import LoopConfig, Trainer
@@ -70,6 +71,7 @@ def loop_config(plan: Plan) -> LoopConfig:
         log_every_steps=recipe.log.every_steps,
         eval_every_steps=recipe.eval.every_steps,
         checkpoint_every_steps=recipe.checkpoint.every_steps,
+        ramp=plan.batch_ramp if is_on(recipe.schedule.batch_warmup) else None,
     )
 
 

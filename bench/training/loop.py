@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from bench.data.loader import Batch, Cursor
+from bench.spec.batch_ramp import BatchRamp
 from model.gpt import GPT
 from model.optimizers.combined import MuonAdamW
 from model.optimizers.qk_clip import QKClip
-from model.schedule import ScheduleConfig, StepScales, scales_at
+from model.schedule import ScheduleConfig, StepScales, of_smaller_batch, scales_at
 
 
 class StepsDone(NamedTuple):
@@ -53,6 +54,7 @@ class LoopConfig(NamedTuple):
     log_every_steps: int
     eval_every_steps: int
     checkpoint_every_steps: int
+    ramp: BatchRamp | None = None  # where the batch grows
 
 
 class Trainer(NamedTuple):
@@ -101,8 +103,11 @@ def train(
             yield Diverged(step)
             return
         yield from due
-        scales = scales_at(step, total, config.schedule)
-        unread.append(_step(trainer, batches, config.accumulation, scales))
+        scales, accumulation = scales_at(step, total, config.schedule), config.accumulation
+        if config.ramp is not None:
+            accumulation = config.ramp.micros(step)
+            scales = of_smaller_batch(scales, accumulation / config.accumulation)
+        unread.append(_step(trainer, batches, accumulation, scales))
         step += 1
         if step % config.log_every_steps == 0 or _due(step, config):
             if not (yield from _read_back(step, unread, scales)):

@@ -172,6 +172,7 @@ def test_the_file_itself_must_have_a_name(tmp_path: Path, name: str) -> None:
             "no matrix makes a head's keys alone",
         ),
         ("[model]\ndepth = 1\nvalue_residual = true", "model.value_residual: one layer has no later one"),
+        ("[schedule.batch_warmup]\nratio = 0.1\ntokens = 5", "tokens and ratio are given"),
         ("[model]\nkv_group = 5", "model.kv_group = 5: does not divide the 6 heads"),
         (
             "[model]\ndepth = 1\naspect_ratio = 8\nhead_dim = 8",
