@@ -40,6 +40,7 @@ from bench.spec.workspace import Workspace
 from bench.training import checkpoint
 from bench.training.activity import activity
 from bench.training.build import build_trainer, loop_config, seed_stream
+from bench.training.garbage import collected_by_hand
 from bench.training.horizon import steps_within
 from bench.training.loop import CheckpointDue, EvalDue, StepsDone, Trainer, train, warm_up
 from bench.training.loop import Diverged as LossDiverged
@@ -99,10 +100,8 @@ class _Conductor:
     ) -> None:
         self.request, self.plan, self.ledger, self.console = request, request.plan, ledger, console
         self.folder, self.index = folder, index
-        self.seed = seed_value(request.track.track, index)
-        self.progress = RunProgress()
-        self.saved_step = 0
-        self.num_competing = 0
+        self.seed, self.progress = seed_value(request.track.track, index), RunProgress()
+        self.saved_step = self.num_competing = 0
 
     def conduct(self) -> Path:
         """The whole flow, one stage a line."""
@@ -125,7 +124,8 @@ class _Conductor:
                     recipe = self.request.submission.sha256
                     self._log("run_start", recipe=recipe, plan=self.plan.sha256, seed=self.seed)
                 self._warm_up(trainer)
-                with EnergyMeter(environment.get("CUDA_VISIBLE_DEVICES")) as meter:
+                collector = collected_by_hand(self.plan.recipe.compile.manual_gc_every_steps)
+                with collector, EnergyMeter(environment.get("CUDA_VISIBLE_DEVICES")) as meter:
                     coverage = self._train(trainer, meter.sample)
                 documents, bestfit, probes = self._evaluate(trainer)
                 core = self._score_core(trainer) if documents else None

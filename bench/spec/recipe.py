@@ -186,6 +186,15 @@ class Compile(Table, frozen=True, kw_only=True):
     mode: Annotated[
         Literal["default", "max-autotune-no-cudagraphs"], Meta(description="torch.compile's mode")
     ] = "default"
+    manual_gc_every_steps: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10**9,
+            description="Python's garbage is collected after every so many steps and not by itself "
+            "(nanochat's base_train: 5000); 0 leaves the collector alone",
+        ),
+    ] = 0
 
 
 class Data(Table, frozen=True, kw_only=True):

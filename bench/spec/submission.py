@@ -231,6 +231,7 @@ LABELS = {
     "precision.compute": "",
     "precision.fp8": "fp8",
     "compile.enabled": "compile",
+    "compile.manual_gc_every_steps": "garbage every",
     "model.sequence_length": "sequence",
     "model.vocab_size": "vocab",
     "data.dataset": "",

@@ -16,6 +16,7 @@ counted at every step.
 | cautious_decay | share of the last momentum's entries whose weights decay |
 | qk_clip | share of matrices ("weight_rms") or heads ("logit") that were scaled, over all steps |
 | batch_warmup | share of the steps whose batch is smaller |
+| manual_gc | share of the steps after which garbage was collected |
 | z_loss | its mean share of the loss on the validation tokens |
 | fp8 | share of the FLOPs of products with parameters |
 """
@@ -51,6 +52,8 @@ def activity(plan: Plan, trainer: Trainer, prepared: Prepared) -> dict[str, floa
         counters["qk_clip"] = clipped / seen if seen else 0.0
     if is_on(plan.recipe.schedule.batch_warmup):
         counters["batch_warmup"] = plan.batch_ramp.growing_steps / plan.iterations
+    if every_steps := plan.recipe.compile.manual_gc_every_steps:
+        counters["manual_gc"] = plan.iterations // every_steps / plan.iterations
     if trainer.z_loss:
         counters["z_loss"] = _z_loss_share(trainer, prepared)
     if plan.recipe.precision.fp8 != "off":

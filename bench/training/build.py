@@ -71,6 +71,7 @@ def loop_config(plan: Plan) -> LoopConfig:
         log_every_steps=recipe.log.every_steps,
         eval_every_steps=recipe.eval.every_steps,
         checkpoint_every_steps=recipe.checkpoint.every_steps,
+        collect_every_steps=recipe.compile.manual_gc_every_steps,
         ramp=plan.batch_ramp if is_on(recipe.schedule.batch_warmup) else None,
     )
 

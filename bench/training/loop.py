@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
@@ -55,6 +56,7 @@ class LoopConfig(NamedTuple):
     eval_every_steps: int
     checkpoint_every_steps: int
     ramp: BatchRamp | None = None  # where the batch grows
+    collect_every_steps: int = 0  # garbage, in the step's own time
 
 
 class Trainer(NamedTuple):
@@ -109,6 +111,8 @@ def train(
             scales = of_smaller_batch(scales, accumulation / config.accumulation)
         unread.append(_step(trainer, batches, accumulation, scales))
         step += 1
+        if config.collect_every_steps and step % config.collect_every_steps == 0:
+            gc.collect()
         if step % config.log_every_steps == 0 or _due(step, config):
             if not (yield from _read_back(step, unread, scales)):
                 return

@@ -91,6 +91,7 @@ CONTROLLED: dict[str, tuple[str, dict[str, Any]]] = {
     "d4-value-residual": ("d4", {"model.value_residual": True}),
     "d4-latent-attention": ("d4", {"model.latent_attention.kv_rank": 128}),
     "d4-batch-warmup": ("d4", {**GROWING, "batch.device_sequences": 2}),
+    "d4-manual-gc": ("d4", {"compile.manual_gc_every_steps": 16}),
     "d4-no-value-embeddings": ("d4", {"model.value_embeddings": "none"}),
     "d4-no-smear": ("d4", {"model.smear": False}),
     "d4-no-backout": ("d4", {"model.backout": False}),

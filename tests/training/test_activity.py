@@ -37,6 +37,7 @@ LEVERS: dict[str, tuple[str, dict[str, Any]]] = {
         "batch_warmup",
         {"schedule": {"batch_warmup": {"ratio": 0.5, "start": 0.4}}, "batch": {"device_sequences": 4}},
     ),
+    "collection by hand": ("manual_gc", {"compile": {"manual_gc_every_steps": 2}}),
     "z-loss": ("z_loss", {"loss": {"z_loss": 1e-4}}),
     "value residual": ("value_residual", {"model": {"value_residual": True}}),
     "latent attention": ("latent_attention", {"model": {"latent_attention": {"kv_rank": 24, "rope_dim": 8}}}),

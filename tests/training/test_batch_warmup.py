@@ -35,9 +35,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def checkout(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Workspace:
     """Of the tiny recipe, its batch growing."""
-    return tiny.checkout(tmp_path_factory.mktemp("whole"), **CHANGES)
+    return tiny.checkout(tmp_path_factory.mktemp("whole"), data, **CHANGES)
 
 
 @pytest.fixture(scope="module")
