@@ -93,11 +93,17 @@ def is_on(warmup: BatchWarmup) -> bool:
     return bool(warmup.tokens or warmup.ratio)
 
 
-def warmup_refusals(recipe: Recipe, tokens: int, micros: int) -> list[str]:
-    """Why the batch of a run of so many tokens, and micro-batches a full step, cannot grow as asked."""
+def planned_steps(
+    recipe: Recipe, batches: int, full: int, micro_tokens: int
+) -> tuple[BatchRamp, int, list[str]]:
+    """The steps of a plan, their number, and why its batch cannot grow as asked; see `batch_ramp`."""
+    warmup = recipe.schedule.batch_warmup
+    refusals = _refusals(recipe, batches * full * micro_tokens, full) if is_on(warmup) else []
+    return *batch_ramp(BatchWarmup() if refusals else warmup, batches, full, micro_tokens), refusals
+
+
+def _refusals(recipe: Recipe, tokens: int, micros: int) -> list[str]:
     warmup, what = recipe.schedule.batch_warmup, "schedule.batch_warmup"
-    if not is_on(warmup):
-        return []
     if recipe.horizon.seconds is not None:
         return [f"{what}: a horizon in seconds counts its steps by their mean time, which would grow"]
     if not 1 < micros <= MAX_MICROS:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from bench.errors import PlanRefused
-from bench.spec.batch_ramp import BatchRamp, batch_ramp, constant, is_on, warmup_refusals
+from bench.spec.batch_ramp import BatchRamp, is_on, planned_steps
 from bench.spec.memory import MemoryEstimate, estimate_memory, fitting_sequences
 from bench.spec.recipe import Recipe, Schedule
 from bench.spec.scaling import REFERENCE_DEPTH, Rates, batch_tokens, scaled_rates, tau
@@ -191,20 +191,16 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
     """
     recipe = on_track(submission.recipe, track.track, f"{submission.name} on {track.name}")
     config = model_config(recipe)
-    scaling = scaling_parameters(config)
+    scaling, world = scaling_parameters(config), track.track.hardware.device_count
     # D/D_d12 at one ratio is the ratio of the scaling parameters, whatever the horizon is given in.
     horizon_ratio = scaling / scaling_parameters(model_config(recipe, REFERENCE_DEPTH))
     batch = batch_tokens(recipe, horizon_ratio)
     target = target_tokens(recipe, config, batch, machine)
-    world = track.track.hardware.device_count
     sequences, accumulation, refusals = _rows_at_once(recipe, config, batch, world, machine)
     memory = estimate_memory(config, recipe.precision.compute, sequences, machine.device_kind, world)
     _refuse_the_impossible(target, memory)
-    num_batches, micro_tokens = target // batch, sequences * config.sequence_length * world
-    refusals += warmup_refusals(recipe, num_batches * batch, accumulation)
-    ramp, iterations = constant(accumulation), num_batches
-    if not refusals:
-        ramp, iterations = batch_ramp(recipe.schedule.batch_warmup, num_batches, accumulation, micro_tokens)
+    num_batches = target // batch
+    ramp, iterations, why_not = planned_steps(recipe, num_batches, accumulation, batch // accumulation)
     rates = scaled_rates(recipe, config.width, batch, horizon_ratio)
     tokens = num_batches * batch
     total_flops = float(flops_per_token(config) * tokens)
@@ -235,7 +231,7 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
         kernels=[choice._asdict() for choice in _kernel_choices(recipe, config, machine)],
-        refusals=refusals + _refusals(recipe, config, iterations, memory, machine, track),
+        refusals=refusals + why_not + _refusals(recipe, config, iterations, memory, machine, track),
     )
 
 
