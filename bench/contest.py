@@ -19,9 +19,10 @@ from bench.host.device import Device
 from bench.host.facts import MachineFacts
 from bench.host.peaks import declared_peak, mfu
 from bench.host.planning import Rates, plan_machine
+from bench.spec.model_table import Model
 from bench.spec.plan import Plan, make_plan
 from bench.spec.recipe import Batch as BatchTable
-from bench.spec.recipe import Compile, Horizon, Kernels, Model, Precision, Recipe
+from bench.spec.recipe import Compile, Horizon, Kernels, Precision, Recipe
 from bench.spec.submission import Submission
 from bench.spec.track import load_tracks
 from bench.spec.workspace import Workspace

@@ -20,7 +20,8 @@ from bench.errors import ProofFailed
 from bench.host.device import Device, configure, open_device
 from bench.host.facts import Kind, MachineFacts
 from bench.proving.proof import LEAST_EXAMPLES, Proof
-from bench.spec.recipe import Kernels, Model
+from bench.spec.model_table import Model
+from bench.spec.recipe import Kernels
 from bench.spec.workspace import Workspace
 from kernels.bench import KernelTable, measure
 from kernels.bench_cases import SHAPES, Shapes

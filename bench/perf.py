@@ -21,8 +21,9 @@ from bench.host.device import Device, configure, open_device
 from bench.host.facts import MachineFacts
 from bench.host.machine import detect
 from bench.host.planning import Rates, plan_machine
+from bench.spec.model_table import Model
 from bench.spec.plan import Plan, make_plan
-from bench.spec.recipe import Batch, Compile, Data, Horizon, Model, Recipe
+from bench.spec.recipe import Batch, Compile, Data, Horizon, Recipe
 from bench.spec.submission import Submission
 from bench.spec.track import load_track
 from bench.spec.workspace import Workspace

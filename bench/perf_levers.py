@@ -20,7 +20,7 @@ from bench.host.device import Device, configure, open_device
 from bench.host.machine import detect
 from bench.perf import unscaled_plan
 from bench.spec.plan import Plan
-from bench.spec.recipe import Recipe
+from bench.spec.recipe import BatchWarmup, Recipe
 from bench.spec.submission import load
 from bench.spec.workspace import Workspace
 from bench.training.build import build_trainer, loop_config
@@ -93,7 +93,10 @@ def _ready(space: Workspace, recipe: Recipe) -> tuple[Device, Plan]:
     configure(device, cpu_cores=facts.cpu_cores)
     model = msgspec.structs.replace(recipe.model, depth=DEPTH)
     batch = msgspec.structs.replace(recipe.batch, tokens=ROWS * model.sequence_length, device_sequences=ROWS)
-    return device, unscaled_plan(space, facts, msgspec.structs.replace(recipe, model=model, batch=batch))
+    # One micro-batch is timed: a batch that grows costs no step more.
+    schedule = msgspec.structs.replace(recipe.schedule, batch_warmup=BatchWarmup())
+    changed = msgspec.structs.replace(recipe, model=model, batch=batch, schedule=schedule)
+    return device, unscaled_plan(space, facts, changed)
 
 
 def _running(plan: Plan, device: Device) -> Iterator[object]:

@@ -104,7 +104,7 @@ class Rerun(NamedTuple):
             self.prepared,
             plan.model.sequence_length,
             plan.device_sequences,
-            plan.accumulation,
+            plan.batch_ramp,
             rank=0,
             world_size=1,
             seed=seed_stream(self.seed, "data"),

@@ -36,6 +36,7 @@ from bench.spec.workspace import Workspace
 from bench.training import checkpoint
 from bench.training.activity import activity
 from bench.training.build import build_trainer, seed_stream
+from bench.training.garbage import collected_by_hand
 from bench.training.loop import Trainer, warm_up
 from bench.training.out_of_memory import memory_explained
 from bench.training.run_folder import require_folder, run_folder
@@ -121,7 +122,8 @@ class _Conductor:
                     recipe = self.request.submission.sha256
                     self.training.write("run_start", recipe=recipe, plan=self.plan.sha256, seed=self.seed)
                 self._warm_up(trainer)
-                with EnergyMeter(environment.get("CUDA_VISIBLE_DEVICES")) as meter:
+                collector = collected_by_hand(self.plan.recipe.compile.manual_gc_every_steps)
+                with collector, EnergyMeter(environment.get("CUDA_VISIBLE_DEVICES")) as meter:
                     coverage = self.training.train(trainer, meter.sample)
                 documents, bestfit, probes = self._evaluate(trainer)
                 core = self._score_core(trainer) if documents else None

@@ -66,7 +66,7 @@ class TrainingRun:
             self.prepared,
             plan.model.sequence_length,
             plan.device_sequences,
-            plan.accumulation,
+            plan.batch_ramp,
             rank=0,
             world_size=1,
             seed=seed_stream(self.seed, "data"),
@@ -137,7 +137,7 @@ class TrainingRun:
             total,
             event.losses[-1],
             bpb=progress.bpbs[-1][1] if progress.bpbs else None,
-            tokens_per_s=self.plan.batch_tokens / step_s,
+            tokens_per_s=self.plan.tokens_of(event.step - 1) / step_s,
             left_s=(total - event.step) * step_s,
         )
 

@@ -12,18 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from kernels.dispatch import Kernels
-from kernels.reference import rotate
+from kernels.reference import accumulation_dtype, rotate
 from model.config import ModelConfig
+from model.latent import LatentProjections
 from model.layers import Linear, fp8_product
 
 # Queries whose logits are looked at together.
 OBSERVED_BLOCK = 256
 
+# The first layer's values [B, T, G, K] and their share of a later layer's, a float32 tensor of no dimension.
+ValueResidual = tuple[Tensor, Tensor]
+
 
 def rotary_tables(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, [1, T, 1, K/2], computed in float32 and rounded once; of angle 0 without positions."""
-    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
-    frequencies = config.rope_base ** (-channels / config.head_dim)
+    """cos and sin, [1, T, 1, K/2], computed in float32 and rounded once.
+
+    Of angle 0 without positions, and in channels of latent attention that are not rotated.
+    """
+    rotated = config.head_dim if config.latent is None else config.latent.rope_dim
+    channels = torch.arange(0, rotated, 2, dtype=torch.float32, device=device)
+    frequencies = config.rope_base ** (-channels / rotated)
+    still = frequencies.new_zeros((config.head_dim - rotated) // 2)
+    frequencies = torch.cat((frequencies, still)) if rotated < config.head_dim else frequencies
     positions = torch.arange(config.sequence_length, dtype=torch.float32, device=device)
     angles_TK = torch.outer(positions if config.rotary else 0.0 * positions, frequencies)
     return angles_TK.cos().to(dtype)[None, :, None], angles_TK.sin().to(dtype)[None, :, None]
@@ -59,9 +69,11 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, kernels: Kernels) -> None:
         super().__init__()
         self.config, self.window, self.kernels = config, config.window_sizes[layer], kernels
-        self.c_q = self._linear(config.width)
-        self.c_k = self._linear(config.kv_width)
-        self.c_v = self._linear(config.kv_width)
+        self.latent = LatentProjections(config, kernels) if config.latent is not None else None
+        if self.latent is None:
+            self.c_q = self._linear(config.width)
+            self.c_k = self._linear(config.kv_width)
+            self.c_v = self._linear(config.kv_width)
         self.c_proj = self._linear(config.width)
         gated = layer in config.value_embedding_layers
         self.ve_gate = Linear(config.ve_gate_channels, config.num_kv_heads) if gated else None
@@ -70,23 +82,60 @@ class Attention(nn.Module):
         if config.observes_logits:
             self.register_buffer("seen_logits", torch.empty(config.num_heads), persistent=False)
 
-    def forward(self, x_BTD: Tensor, value_embedding_BTD: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `value_embedding_BTD` is [B, T, G*K] where the layer has one."""
-        B, T, _ = x_BTD.shape
+    def forward(
+        self,
+        x_BTD: Tensor,
+        value_embedding_BTD: Tensor | None,
+        residual: ValueResidual | None,
+        tables: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """[B, T, D] -> [B, T, D], and the layer's own values [B, T, G, K].
+
+        Args:
+            value_embedding_BTD: [B, T, G*K] where the layer has one.
+            residual: the first layer's values and their share here, where they have one.
+            tables: cos and sin.
+        """
         config = self.config
-        q_BTHK = self.c_q(x_BTD).view(B, T, config.num_heads, config.head_dim)
-        k_BTGK = self.c_k(x_BTD).view(B, T, config.num_kv_heads, config.head_dim)
-        v_BTGK = self.c_v(x_BTD).view(B, T, config.num_kv_heads, config.head_dim)
-        if self.ve_gate is not None and value_embedding_BTD is not None:
-            gate_BTG = (
-                torch.sigmoid(self.ve_gate(x_BTD[..., : config.ve_gate_channels])) * config.ve_gate_range
-            )
-            v_BTGK = v_BTGK + gate_BTG[..., None] * value_embedding_BTD.view_as(v_BTGK)
-        q_BTHK, k_BTGK = self.positioned(q_BTHK, k_BTGK, cos, sin, self.kernels.rotary_qk_norm)
+        q_BTHK = self.queries(x_BTD)
+        k_BTGK, projected_BTGK = self.keys_and_values(x_BTD)
+        v_BTGK = self.mixed_values(projected_BTGK, x_BTD, value_embedding_BTD, residual)
+        q_BTHK, k_BTGK = self.positioned(q_BTHK, k_BTGK, *tables, self.kernels.rotary_qk_norm)
         if config.observes_logits and torch.is_grad_enabled():
             self._observe(q_BTHK[0].detach(), k_BTGK[0].detach())
         y_BTHK = self.kernels.attention(q_BTHK, k_BTGK, v_BTGK, self.window)
-        return self.projected(y_BTHK, x_BTD)
+        return self.projected(y_BTHK, x_BTD), projected_BTGK
+
+    def queries(self, x_BTD: Tensor) -> Tensor:
+        """Queries before their rotation, [B, T, H, K]."""
+        projected_BTD = self.c_q(x_BTD) if self.latent is None else self.latent.queries(x_BTD)
+        q_BTHK: Tensor = projected_BTD.unflatten(-1, (-1, self.config.head_dim))
+        return q_BTHK
+
+    def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys before their rotation and values before anything is mixed in, [B, T, G, K]."""
+        if self.latent is not None:
+            return self.latent.keys_and_values(x_BTD)
+        shape = -1, self.config.head_dim
+        return self.c_k(x_BTD).unflatten(-1, shape), self.c_v(x_BTD).unflatten(-1, shape)
+
+    def mixed_values(
+        self,
+        v_BTGK: Tensor,
+        x_BTD: Tensor,
+        value_embedding_BTD: Tensor | None,
+        residual: ValueResidual | None,
+    ) -> Tensor:
+        """The values that are attended to: the first layer's mixed in, then the gated value embedding."""
+        if residual is not None:
+            first_BTGK, share = residual
+            wide = accumulation_dtype(v_BTGK)
+            v_BTGK = torch.lerp(v_BTGK.to(wide), first_BTGK.to(wide), share.to(wide)).to(v_BTGK.dtype)
+        if self.ve_gate is None or value_embedding_BTD is None:
+            return v_BTGK
+        gate_BTG = torch.sigmoid(self.ve_gate(x_BTD[..., : self.config.ve_gate_channels]))
+        gate_BTG = gate_BTG * self.config.ve_gate_range
+        return v_BTGK + gate_BTG[..., None] * value_embedding_BTD.view_as(v_BTGK)
 
     def _linear(self, out_features: int) -> Linear:
         width = self.config.width

@@ -29,6 +29,15 @@ class InitConfig(msgspec.Struct, frozen=True, kw_only=True):
     x0_lambda_first: float
     x0_lambda_last: float
     bigram_lambda: float = 0.0
+    value_residual_lambda: float = 0.0
+
+
+class LatentAttention(msgspec.Struct, frozen=True, kw_only=True):
+    """Widths of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
+
+    kv_rank: int  # of the latent that keys and values are made from
+    q_rank: int  # of the one that queries are made from; 0 = from the stream itself
+    rope_dim: int  # channels of a head that are rotated; the keys' are shared by all heads
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +65,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qk_norm: bool = True
     attention_gate_channels: int = 0  # 0 = no gate on the attention's output
     tied_embeddings: bool = False  # the head's table is the embedding's
-    bigram_rows: int = 0  # rows of the table of hashed token pairs; 0 = none
+    latent: LatentAttention | None = None  # keys and values, perhaps queries, from a narrow latent
+    value_residual: bool = False  # a share of the first layer's values in every later layer's
+    bigram_rows: int = 0  # rows of a table of hashed token pairs; 0 = none
+    bigram_hashes: int = 1  # tables, each with a hash of its own
     bigram_masked_token: int = -1  # token that is in no pair with the one before it; -1 = none
     fp8: str = "off"  # "tensorwise" or "rowwise": products of the large matrices in training
     fp8_min_dim: int = 0  # ... with no side smaller than this
@@ -66,6 +78,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     def kv_width(self) -> int:
         """Width of keys and values: all their heads together."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def attention_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(in, out) features of a layer's attention matrices, its output's last."""
+        width, latent = self.width, self.latent
+        if latent is None:
+            return (width, width), (width, self.kv_width), (width, self.kv_width), (width, width)
+        queries = ((width, latent.q_rank), (latent.q_rank, width)) if latent.q_rank else ((width, width),)
+        keys = (latent.kv_rank, self.num_heads * (self.head_dim - latent.rope_dim)), (width, latent.rope_dim)
+        return *queries, (width, latent.kv_rank), *keys, (latent.kv_rank, width), (width, width)
 
     def in_fp8(self, in_features: int, out_features: int) -> bool:
         """Whether a matrix of this shape is multiplied in fp8 in training."""

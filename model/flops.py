@@ -10,19 +10,21 @@ MLP_EXPANSION = 4
 def parameters(config: ModelConfig) -> dict[str, int]:
     """Number of parameters a group; groups are the optimizer's."""
     width, kv_width, vocab = config.width, config.kv_width, config.vocab_padded
-    attention = 2 * width * width + 2 * width * kv_width
+    attention = sum(rows * columns for rows, columns in config.attention_shapes)
     mlp = 2 * MLP_EXPANSION * width * width
     gates = len(config.value_embedding_layers) * config.num_kv_heads * config.ve_gate_channels
     gates += config.depth * config.num_heads * config.attention_gate_channels
     smear = config.smear_channels + 1 if config.smear_channels else 0
-    bigram = {"bigram": config.bigram_rows * width, "bigram_lambda": config.depth}
+    bigram = {"bigram": config.bigram_hashes * config.bigram_rows * width, "bigram_lambda": config.depth}
     return {
         "wte": 0 if config.tied_embeddings else vocab * width,
         "value_embeds": len(config.value_embedding_layers) * vocab * kv_width,
         "lm_head": vocab * width,
         "matrices": config.depth * (attention + mlp) + gates,
         "scalars": 2 * config.depth + smear + (config.backout_layer >= 0),
-    } | (bigram if config.bigram_rows else {})
+        **({"value_residual": config.depth - 1} if config.value_residual else {}),
+        **(bigram if config.bigram_rows else {}),
+    }
 
 
 def scaling_parameters(config: ModelConfig) -> int:
@@ -39,7 +41,7 @@ def matmul_parameters(config: ModelConfig) -> int:
 def fp8_share(config: ModelConfig) -> float:
     """Share of the FLOPs of products with parameters that training spends in fp8."""
     width, hidden = config.width, MLP_EXPANSION * config.width
-    shapes = [(width, width)] * 2 + [(width, config.kv_width)] * 2 + [(width, hidden), (hidden, width)]
+    shapes = [*config.attention_shapes, (width, hidden), (hidden, width)]
     layer = sum(rows * columns for rows, columns in shapes if config.in_fp8(rows, columns))
     return config.depth * layer / matmul_parameters(config)
 

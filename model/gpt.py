@@ -17,10 +17,16 @@ from torch import Tensor, nn
 
 from kernels.dispatch import Kernels
 from kernels.reference import rms_norm
-from model.attention import Attention, rotary_tables
+from model.attention import Attention, ValueResidual, rotary_tables
 from model.config import ModelConfig
 from model.flops import MLP_EXPANSION
 from model.layers import Linear, fp8_product
+
+# What the ids are multiplied by for the second bigram hash and on: odd, so that no bit of an id is lost. The
+# five primes of xxHash32, then the two multipliers of MurmurHash3 (both public domain).
+BIGRAM_MULTIPLIERS = (
+    0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0xCC9E2D51, 0x1B873593,
+)  # fmt: skip
 
 
 class MLP(nn.Module):
@@ -58,12 +64,17 @@ class Block(nn.Module):
         value_embedding_BTD: Tensor | None,
         tables: tuple[Tensor, Tensor],
         add_bigrams: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `scales` are of x and x0, float32: in bf16 steps below 0.008 are lost."""
+        residual: ValueResidual | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """[B, T, D] -> [B, T, D], and the layer's own values [B, T, G, K].
+
+        `scales` are of x and x0, float32: in bf16 steps below 0.008 are lost.
+        """
         x_BTD, normed_BTD = self.mixed(x_BTD, x0_BTD, scales, add_bigrams)
-        x_BTD = x_BTD + self.attn(normed_BTD, value_embedding_BTD, *tables)
+        attended_BTD, values_BTGK = self.attn(normed_BTD, value_embedding_BTD, residual, tables)
+        x_BTD = x_BTD + attended_BTD
         x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
-        return x_BTD
+        return x_BTD, values_BTGK
 
     def mixed(
         self,
@@ -96,17 +107,29 @@ class Smear(nn.Module):
 
 
 class Bigrams(nn.Module):
-    """Adds a learned share of a table of hashed (previous, current) token pairs to the residual stream."""
+    """Adds a learned share of tables of hashed (previous, current) token pairs to the residual stream.
+
+    The hash of a further table is the op's, of ids times an odd number: that is the same xor of two products
+    with odd multipliers of its own.
+    """
 
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
         self.kernels, self.masked_token = kernels, config.bigram_masked_token
-        self.table = nn.Parameter(torch.empty(config.bigram_rows, config.width))
+        shape = config.bigram_rows, config.width
+        self.table = nn.Parameter(torch.empty(shape))
+        self.further_tables = nn.ParameterList(
+            nn.Parameter(torch.empty(shape)) for _ in range(config.bigram_hashes - 1)
+        )
         self.lambdas = nn.Parameter(torch.empty(config.depth))
 
     def forward(self, x_BTD: Tensor, tokens_BT: Tensor, layer: int) -> Tensor:
         """[B, T, D] -> [B, T, D]; the masked token's positions stay as they are."""
-        added_BTD = self.kernels.bigram_residual(x_BTD, self.table, tokens_BT, self.lambdas[layer])
+        strength = self.lambdas[layer]
+        added_BTD = self.kernels.bigram_residual(x_BTD, self.table, tokens_BT, strength)
+        for multiplier, table in zip(BIGRAM_MULTIPLIERS, self.further_tables, strict=False):
+            multiplied_BT = (tokens_BT.long() * multiplier).int()  # int32 wraps around, as the hash does
+            added_BTD = self.kernels.bigram_residual(added_BTD, table, multiplied_BT, strength)
         if self.masked_token < 0:
             return added_BTD
         return torch.where((tokens_BT == self.masked_token)[..., None], x_BTD, added_BTD)
@@ -141,6 +164,7 @@ class GPT(nn.Module):
         self.x0_lambdas = nn.Parameter(torch.empty(config.depth))
         self.smear = Smear(config) if config.smear_channels else None
         self.bigrams = Bigrams(config, kernels) if config.bigram_rows else None
+        self.value_lambdas = nn.Parameter(torch.empty(config.depth - 1)) if config.value_residual else None
         self.backout_lambda = nn.Parameter(torch.empty(1)) if config.backout_layer >= 0 else None
         cos, sin = rotary_tables(config, self.wte.device, compute_dtype)
         self.register_buffer("cos", cos, persistent=False)
@@ -153,17 +177,25 @@ class GPT(nn.Module):
         x_BTD = rms_norm(self.kernels.embedding(self.wte, tokens_BT, self.compute_dtype))
         if self.smear is not None:
             x_BTD = self.smear(x_BTD)
-        x0_BTD, middle_BTD = x_BTD, None
+        x0_BTD, middle_BTD, first_BTGK = x_BTD, None, None
         for layer, block in enumerate(self.blocks):
             scales = self.resid_lambdas[layer], self.x0_lambdas[layer]
             add_bigrams = self.bigrams and partial(self.bigrams, tokens_BT=tokens_BT, layer=layer)
             values_BTD = self.value_embedding(layer, tokens_BT)
-            x_BTD = block(x_BTD, x0_BTD, scales, values_BTD, tables, add_bigrams)
+            residual = self.value_residual(layer, first_BTGK)
+            x_BTD, own_BTGK = block(x_BTD, x0_BTD, scales, values_BTD, tables, add_bigrams, residual)
+            first_BTGK = own_BTGK if layer == 0 else first_BTGK
             if layer == self.config.backout_layer:
                 middle_BTD = x_BTD
         if middle_BTD is not None and self.backout_lambda is not None:
             x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
         return rms_norm(x_BTD)
+
+    def value_residual(self, layer: int, first_BTGK: Tensor | None) -> ValueResidual | None:
+        """What of the first layer's values goes into a later layer's, where the model has that."""
+        if self.value_lambdas is None or first_BTGK is None:
+            return None
+        return first_BTGK, self.value_lambdas[layer - 1]
 
     def value_embedding(self, layer: int, tokens_BT: Tensor) -> Tensor | None:
         """The layer's value embedding of each token, [B, T, G*K], where it has one."""

@@ -4,10 +4,11 @@
 | --- | --- |
 | wte, lm_head | normal, `wte_std` and `lm_head_std`; a table that is both starts as the head |
 | c_q, c_k, c_v, value embeddings | uniform of standard deviation 1/sqrt(width) |
+| of latent attention | uniform of standard deviation 1/sqrt(input's width) |
 | c_fc | the same times `c_fc_scale` |
-| both c_proj, output gates, bigram table | zero |
+| both c_proj, output gates, bigram tables | zero |
 | the other gates | uniform in [0, max] |
-| lambdas | linear over the layers; constants for smear, backout and bigrams |
+| lambdas | linear over the layers; constants for the others |
 """
 
 from __future__ import annotations
@@ -54,8 +55,13 @@ def init_weights(model: GPT, generator: torch.Generator) -> None:
 
 
 def _init_block(block: Block, config: ModelConfig, fill: _Filler, bound: float) -> None:
-    for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
-        fill.uniform(matrix.weight, -bound, bound)
+    if block.attn.latent is None:
+        for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
+            fill.uniform(matrix.weight, -bound, bound)
+    else:
+        for matrix in block.attn.latent.matrices():
+            own_bound = (3.0 / matrix.weight.shape[1]) ** 0.5
+            fill.uniform(matrix.weight, -own_bound, own_bound)
     scaled = bound * config.init.c_fc_scale
     fill.uniform(block.mlp.c_fc.weight, -scaled, scaled)
     for matrix in (block.attn.c_proj, block.mlp.c_proj):
@@ -76,8 +82,11 @@ def _init_outside_blocks(model: GPT, fill: _Filler) -> None:
         fill.uniform(model.smear.gate.weight, 0.0, init.smear_gate_max)
         model.smear.scale.fill_(init.smear_lambda)
     if model.bigrams is not None:
-        model.bigrams.table.zero_()
+        for table in (model.bigrams.table, *model.bigrams.further_tables):
+            table.zero_()
         model.bigrams.lambdas.fill_(init.bigram_lambda)
+    if model.value_lambdas is not None:
+        model.value_lambdas.fill_(init.value_residual_lambda)
     if model.backout_lambda is not None:
         model.backout_lambda.fill_(init.backout_lambda)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kernels.reference import accumulation_dtype, rms_norm, rotary_qk_norm
-from model.attention import Attention, rotary_tables
+from model.attention import rotary_tables
 from model.gpt import GPT, Bigrams, Block
 
 
@@ -76,25 +76,6 @@ def _mixed(
     return _block(model, layer).mixed(x_BTD, x0_BTD, scales, add)
 
 
-def _keys_and_values(
-    attention: Attention, x_BTD: Tensor, value_embedding_BTD: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Keys, before their rotation, and values, [B, T, G, K]."""
-    shape = (*x_BTD.shape[:2], -1, attention.config.head_dim)
-    v_BTGK = attention.c_v(x_BTD).view(shape)
-    if attention.ve_gate is not None and value_embedding_BTD is not None:
-        gate_BTG = attention.ve_gate(x_BTD[..., : attention.config.ve_gate_channels]).sigmoid()
-        gate_BTG = gate_BTG * attention.config.ve_gate_range
-        v_BTGK = v_BTGK + gate_BTG[..., None] * value_embedding_BTD.view_as(v_BTGK)
-    return attention.c_k(x_BTD).view(shape), v_BTGK
-
-
-def _queries(attention: Attention, x_BTD: Tensor) -> Tensor:
-    """Queries before their rotation, [B, T, H, K]."""
-    q_BTHK: Tensor = attention.c_q(x_BTD).view(*x_BTD.shape[:2], -1, attention.config.head_dim)
-    return q_BTHK
-
-
 def read_stems(model: GPT, tokens_BP: Tensor, lengths_B: Tensor, tables: Tables) -> Stems:
     """Keys and values of every layer; tokens from a stem's length on are padding and may be any."""
     P, fused = tokens_BP.shape[1], model.kernels.rotary_qk_norm
@@ -102,17 +83,23 @@ def read_stems(model: GPT, tokens_BP: Tensor, lengths_B: Tensor, tables: Tables)
     x_BPD = rms_norm(model.kernels.embedding(model.wte, tokens_BP, model.compute_dtype))
     if model.smear is not None:
         x_BPD = model.smear(x_BPD)
-    x0_BPD, keys, values = x_BPD, [], []
+    x0_BPD, first_BPGK, keys, values = x_BPD, None, [], []
     add_bigrams = model.bigrams and partial(model.bigrams, tokens_BT=tokens_BP)
     for layer in range(model.config.depth):
         block = _block(model, layer)
         x_BPD, normed_BPD = _mixed(model, layer, x_BPD, x0_BPD, add_bigrams)
-        k_BPGK, v_BPGK = _keys_and_values(block.attn, normed_BPD, model.value_embedding(layer, tokens_BP))
+        k_BPGK, v_BPGK = block.attn.keys_and_values(normed_BPD)
+        residual, embedding_BPD = (
+            model.value_residual(layer, first_BPGK),
+            model.value_embedding(layer, tokens_BP),
+        )
+        first_BPGK = v_BPGK if layer == 0 else first_BPGK
+        v_BPGK = block.attn.mixed_values(v_BPGK, normed_BPD, embedding_BPD, residual)
         values.append(v_BPGK)
         if layer == model.config.depth - 1:
             keys.append(block.attn.positioned(k_BPGK, k_BPGK, cos, sin, fused)[1])
             break
-        q_BPHK = _queries(block.attn, normed_BPD)
+        q_BPHK = block.attn.queries(normed_BPD)
         q_BPHK, k_BPGK = block.attn.positioned(q_BPHK, k_BPGK, cos, sin, fused)
         keys.append(k_BPGK)
         y_BPHK = model.kernels.attention(q_BPHK, k_BPGK, v_BPGK, block.attn.window)
@@ -130,13 +117,19 @@ def continue_stems(model: GPT, stems: Stems, tokens_BNC: Tensor, tables: Tables)
     masks: dict[int, Tensor] = {}
     cos, sin = (_at(table, positions_BC.repeat_interleave(N, 0)) for table in tables)
     x_RCD = _embedded(model, stems, tokens_RC, N)
-    x0_RCD, middle_RCD = x_RCD, None
+    x0_RCD, middle_RCD, first_RCGK = x_RCD, None, None
     add_bigrams = model.bigrams and partial(_add_bigrams, model.bigrams, stems, tokens_RC)
     for layer in range(model.config.depth):
         block = _block(model, layer)
         x_RCD, normed_RCD = _mixed(model, layer, x_RCD, x0_RCD, add_bigrams)
-        k_RCGK, v_RCGK = _keys_and_values(block.attn, normed_RCD, model.value_embedding(layer, tokens_RC))
-        q_RCHK = _queries(block.attn, normed_RCD)
+        k_RCGK, v_RCGK = block.attn.keys_and_values(normed_RCD)
+        residual, embedding_RCD = (
+            model.value_residual(layer, first_RCGK),
+            model.value_embedding(layer, tokens_RC),
+        )
+        first_RCGK = v_RCGK if layer == 0 else first_RCGK
+        v_RCGK = block.attn.mixed_values(v_RCGK, normed_RCD, embedding_RCD, residual)
+        q_RCHK = block.attn.queries(normed_RCD)
         q_RCHK, k_RCGK = block.attn.positioned(q_RCHK, k_RCGK, cos, sin, rotary_qk_norm)
         window = block.attn.window
         if window not in masks:

@@ -70,6 +70,12 @@ def weight_decay_scale(step: int, total: float, config: ScheduleConfig) -> float
     return 1.0 - share if config.weight_decay_shape == "linear" else 1.0
 
 
+def of_smaller_batch(scales: StepScales, share: float) -> StepScales:
+    """Multipliers of a step of this share of the full batch: both go with its root, as from run to run."""
+    root = math.sqrt(share)
+    return StepScales(scales.learning_rate * root, scales.momentum, scales.weight_decay * root)
+
+
 def scales_at(step: int, total: float, config: ScheduleConfig) -> StepScales:
     """All three at once. `total` is the number of steps, or its current estimate under a time horizon."""
     return StepScales(

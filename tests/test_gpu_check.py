@@ -15,7 +15,8 @@ import bench.gpu_check
 from bench.contest import Contender, Training, Trial, references
 from bench.errors import ProofFailed
 from bench.gpu_check import EXTENTS, STAGES, Extent, ProofsFound, gpu_check
-from bench.spec.recipe import Kernels, Model
+from bench.spec.model_table import Model
+from bench.spec.recipe import Kernels
 from bench.spec.workspace import Workspace
 from bench.training.loop import Diverged
 from kernels.bench import KernelTable

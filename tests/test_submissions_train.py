@@ -11,6 +11,7 @@ import torch
 from bench.data.loader import Loader
 from bench.data.prepared import Prepared
 from bench.host.planning import Rates, plan_machine
+from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan, make_plan
 from bench.spec.recipe import Compile, Horizon, Kernels, Recipe
 from bench.spec.submission import Submission, load
@@ -52,7 +53,12 @@ def in_miniature(recipe: Recipe) -> Recipe:
         schedule=replace(recipe.schedule, warmup_steps=min(recipe.schedule.warmup_steps, 4)),
         scaling=replace(recipe.scaling, learning_rate=LEARNING_RATE),
         horizon=Horizon(iterations=STEPS),
-        batch=replace(recipe.batch, tokens=ROWS * TOKENS, device_sequences=ROWS),
+        # A batch that grows does so by micro-batches.
+        batch=replace(
+            recipe.batch,
+            tokens=ROWS * TOKENS,
+            device_sequences=1 if is_on(recipe.schedule.batch_warmup) else ROWS,
+        ),
         kernels=Kernels(**kernels),
         compile=Compile(enabled=False),
     )
@@ -79,11 +85,12 @@ def test_a_submission_learns_and_its_levers_act(tmp_path: Path, prepared: Prepar
     plan = plan_of(recipe, tmp_path)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision.compute]
     trainer = build_trainer(plan, CPU, dtype, seed=1)
-    with Loader(prepared, TOKENS, ROWS, 1, 0, 1, seed=1, device_pin=False) as loader:
+    rows, ramp = plan.device_sequences, plan.batch_ramp
+    with Loader(prepared, TOKENS, rows, ramp, 0, 1, seed=1, device_pin=False) as loader:
         batches = (batch.to(CPU) for batch in loader)
-        events = list(train(trainer, batches, loop_config(plan), lambda _: STEPS))
+        events = list(train(trainer, batches, loop_config(plan), lambda _: plan.iterations))
     losses = [loss for event in events if isinstance(event, StepsDone) for loss in event.losses]
-    assert len(losses) == STEPS
+    assert len(losses) == plan.iterations >= STEPS
     assert sum(losses[-4:]) < sum(losses[:4]) - 0.1
     inert = {lever for lever, counter in activity(plan, trainer, prepared).items() if counter == 0.0}
     assert inert == inert_by_its_own_bound(recipe)

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from bench.board.markdown import escape, table
 from bench.errors import RecipeError
-from bench.spec.recipe import Line, Name, Positive, Table, Text
+from bench.spec.fields import Line, Name, Positive, Table, Text
 from bench.spec.toml import faults, read_toml
 
 # Characters that mean nothing in Markdown within [..](<..>), or the documents this project grew from.

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from bench.board.calibration import Calibration
 from bench.errors import RecipeError
 from bench.records.replayed import Day, Hash, Replay
-from bench.spec.recipe import Line, Table
+from bench.spec.fields import Line, Table
 from bench.spec.toml import decode, read_toml
 
 State = Literal["provisional", "verified", "replayed", "disputed", "retired"]

@@ -14,6 +14,7 @@ import torch
 from bench.data.packing import Packing
 from bench.data.prefetch import Prefetcher
 from bench.data.prepared import Prepared
+from bench.spec.batch_ramp import BatchRamp, constant
 
 
 class Cursor(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +73,10 @@ class Loader:
 
     Row r of (step, micro, rank) is row ((step x accumulation + micro) x world_size + rank) x rows_per_batch
     + r of the packing, so a step has the same rows however its batch is split over ranks and micro-steps.
+
+    Args:
+        accumulation: micro-batches a step, or how their number grows: then step x accumulation is the number
+            of those before.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class Loader:
         prepared: Prepared,
         sequence_length: int,
         rows_per_batch: int,
-        accumulation: int,
+        accumulation: int | BatchRamp,
         rank: int,
         world_size: int,
         seed: int,
@@ -88,13 +93,14 @@ class Loader:
         depth: int = 4,
     ) -> None:
         assert 0 <= rank < world_size
-        assert min(sequence_length, rows_per_batch, accumulation) >= 1
+        self._ramp = constant(accumulation) if isinstance(accumulation, int) else accumulation
+        assert min(sequence_length, rows_per_batch, self._ramp.micros(0)) >= 1
         self._tokens = prepared.train.tokens
         self._offsets = prepared.train.offsets
         self._packing = Packing(self._offsets, sequence_length + 1, seed=seed, shuffle=True)
         self._planning = threading.Lock()
         self._shape = (rows_per_batch, sequence_length)
-        self._accumulation, self._rank, self._world_size = accumulation, rank, world_size
+        self._rank, self._world_size = rank, world_size
         self._device_pin, self._depth = device_pin, depth
         self._next = Cursor(step=0, micro=0)
         self._ahead: Prefetcher[Batch] | None = None
@@ -160,10 +166,10 @@ class Loader:
         return Progress(num_segments / longest.size, int(longest.sum()), total_rows * sequence_length)
 
     def _micro_index(self, cursor: Cursor) -> int:
-        return cursor.step * self._accumulation + cursor.micro
+        return self._ramp.micro_index(cursor.step) + cursor.micro
 
     def _after(self, cursor: Cursor) -> Cursor:
-        if cursor.micro + 1 < self._accumulation:
+        if cursor.micro + 1 < self._ramp.micros(cursor.step):
             return Cursor(step=cursor.step, micro=cursor.micro + 1)
         return Cursor(step=cursor.step + 1, micro=0)
 

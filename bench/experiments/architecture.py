@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import msgspec
 
 from bench.errors import RecipeError
+from bench.spec.model_table import Model
 from bench.spec.plan import model_config
-from bench.spec.recipe import Horizon, Model, Recipe
+from bench.spec.recipe import Horizon, Recipe
 from model.flops import flops_per_token
 
 MATRICES_A_LAYER = 12  # times width squared

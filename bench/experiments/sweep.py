@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from bench.errors import RecipeError
-from bench.spec.recipe import Line, Name, NonNegative, Positive, Recipe, Table, Text
+from bench.spec.fields import Line, Name, NonNegative, Positive, Table, Text
+from bench.spec.recipe import Recipe
 from bench.spec.submission import Submission, decode_recipe, flatten, method_sha256
 from bench.spec.toml import check_name, decode, merge, problem_error, read_toml
 

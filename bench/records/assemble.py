@@ -23,6 +23,7 @@ from bench.host.provenance import Provenance
 from bench.proving.proof import Proof
 from bench.records import schema
 from bench.records.progress import RunProgress
+from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan
 from bench.spec.submission import Submission, short_name
 from bench.spec.track import NamedTrack, Score
@@ -152,7 +153,7 @@ def _data(measured: Measured) -> schema.DataUsed:
 
 
 def _shape(measured: Measured) -> schema.Shape:
-    plan, tokens = measured.plan, measured.progress.step * measured.plan.batch_tokens
+    plan, tokens = measured.plan, measured.plan.tokens_before(measured.progress.step)
     return schema.Shape(
         depth=plan.layers,
         width=plan.width,
@@ -197,6 +198,8 @@ def _timing(measured: Measured) -> schema.Timing:
     steps = step_seconds(measured.progress.logged)
     median = statistics.median(steps) if steps else 0.0
     rate = measured.plan.batch_tokens / median if median else 0.0
+    if is_on(measured.plan.recipe.schedule.batch_warmup) and median:
+        rate = statistics.median(measured.plan.tokens_of(step) / s for step, s in enumerate(steps))
     peak = declared_peak(
         measured.facts, measured.plan.recipe.precision.compute, num_devices=measured.plan.world_size
     )

@@ -12,11 +12,13 @@ from bench.errors import BenchError, VerificationFailed
 from bench.records.events import Event, read_events
 from bench.records.schema import Record
 from bench.records.store import StoredRecord
+from bench.spec.batch_ramp import MAX_MICROS, BatchRamp, batch_ramp, constant, is_on
 from bench.spec.plan import model_config
 from bench.spec.recipe import Recipe
 from bench.spec.toml import faults
-from bench.spec.track import NamedTrack, Track, on_track
+from bench.spec.track import NamedTrack, Track, horizon_tokens, on_track
 from model.config import ModelConfig
+from model.flops import flops_per_token, scaling_parameters
 
 Series = Sequence[Record]
 SeriesKey = tuple[str, str, str, str]
@@ -37,6 +39,30 @@ class Context(NamedTuple):
     field: Sequence[Series]  # all series of this track over this text
     reference: Record  # the oldest record of the field
     same_log: Sequence[Record]  # all whose event log ends as this one's, this one among them
+
+
+class Schedule(NamedTuple):
+    """How a run's horizon falls into steps: micro-batches of each, and their number, None under a clock."""
+
+    ramp: BatchRamp
+    steps: int | None
+
+
+def schedule_of(record: Record, context: Context) -> Schedule | None:
+    """The steps that recipe and track ask for; None where the batch cannot grow as asked."""
+    shape, asked, config = record.shape, context.asked, context.config
+    micros = max(shape.accumulation, 1)
+    if asked is None or config is None:
+        return Schedule(constant(micros), None)
+    sizes = scaling_parameters(config), flops_per_token(config), shape.batch_tokens
+    tokens = horizon_tokens(asked.horizon, *sizes)
+    num_batches = None if tokens is None else tokens // max(shape.batch_tokens, 1)
+    if not is_on(asked.schedule.batch_warmup):
+        return Schedule(constant(micros), num_batches)
+    if num_batches is None or not 1 < micros <= MAX_MICROS or shape.batch_tokens < micros:
+        return None
+    micro_tokens = shape.batch_tokens // micros
+    return Schedule(*batch_ramp(asked.schedule.batch_warmup, num_batches, micros, micro_tokens))
 
 
 def age(record: Record) -> tuple[str, str]:

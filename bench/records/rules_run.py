@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from bench.host.clock import CATEGORIES
 from bench.records.events import Event
-from bench.records.rules_context import Context
-from bench.records.schema import Record, Timing
+from bench.records.rules_context import Context, schedule_of
+from bench.records.schema import Record
 from bench.records.store import StoredRecord
 
 LEDGER_TOLERANCE = 0.005
@@ -100,7 +100,7 @@ def step_times(stored: StoredRecord, context: Context) -> Iterator[str]:
     seconds = _step_seconds(record)
     if seconds and sum(seconds) > timing.official_s + ROUNDING_S:
         yield f"its steps took {sum(seconds):.3f} s, its official time is {timing.official_s:.3f} s"
-    yield from _rates(record, timing, seconds)
+    yield from _rates(record, context, seconds)
 
 
 def _order(record: Record) -> str:
@@ -128,7 +128,8 @@ def _step_seconds(record: Record) -> list[float]:
     return found
 
 
-def _rates(record: Record, timing: Timing, seconds: list[float]) -> Iterator[str]:
+def _rates(record: Record, context: Context, seconds: list[float]) -> Iterator[str]:
+    timing = record.timing
     median = statistics.median(seconds) if seconds else 0.0
     p90 = statistics.quantiles(seconds, n=10)[-1] if len(seconds) > 1 else median
     figures = {
@@ -139,10 +140,21 @@ def _rates(record: Record, timing: Timing, seconds: list[float]) -> Iterator[str
     for what, (found, expected) in figures.items():
         if not abs(found - expected) <= ROUNDING_S:
             yield f"{what} {found:.4f} s, the logged steps give {expected:.4f} s"
-    rate = record.shape.batch_tokens / timing.step_median_s if timing.step_median_s else 0.0
+    rate = _median_rate(record, context, seconds)
     if not math.isclose(rate, timing.tokens_per_s_median, rel_tol=1e-9):
         found = timing.tokens_per_s_median
         yield f"{found:,.0f} tokens/s are not the batch over the median step, {rate:,.0f}"
+
+
+def _median_rate(record: Record, context: Context, seconds: list[float]) -> float:
+    """Tokens a second: a batch over the median step, or where the batch grows, the median of each step's."""
+    shape, schedule = record.shape, schedule_of(record, context)
+    if not record.timing.step_median_s:
+        return 0.0
+    if schedule is None or not schedule.ramp.growing_steps:
+        return shape.batch_tokens / record.timing.step_median_s
+    micro_tokens = shape.batch_tokens // max(shape.accumulation, 1)
+    return statistics.median(schedule.ramp.micros(i) * micro_tokens / s for i, s in enumerate(seconds))
 
 
 def compile_cap(stored: StoredRecord, context: Context) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from bench.host.peaks import known_device
 from bench.proving.proof import problems_of_proofs
-from bench.records.rules_context import Context
+from bench.records.rules_context import Context, schedule_of
 from bench.records.schema import Record
 from bench.records.store import StoredRecord
 from kernels.choices import ALWAYS, IMPLEMENTATIONS, REFERENCE
@@ -40,8 +40,6 @@ def asked_shape(stored: StoredRecord, context: Context) -> Iterator[str]:
     }
     if asked.batch.tokens != "auto":
         expected["batch_tokens"] = (shape.batch_tokens, asked.batch.tokens)
-    if asked.horizon.iterations is not None and record.status == "ok":
-        expected["steps"] = (shape.steps, asked.horizon.iterations)
     yield from (
         f"{field} is {found}, the recipe on this track asks for {wanted}"
         for field, (found, wanted) in expected.items()
@@ -51,24 +49,22 @@ def asked_shape(stored: StoredRecord, context: Context) -> Iterator[str]:
 
 
 def _horizon(record: Record, context: Context) -> Iterator[str]:
-    """A horizon in tokens, ratio or FLOPs is whole steps up to it; one in seconds ends with its time."""
-    if context.asked is None or context.config is None or record.status != "ok":
-        return
-    horizon, shape = context.asked.horizon, record.shape
-    target = horizon.tokens
-    if horizon.param_data_ratio is not None:
-        target = int(horizon.param_data_ratio * scaling_parameters(context.config))
-    elif horizon.flops is not None:
-        target = round(horizon.flops / flops_per_token(context.config))
-    if target is not None and shape.steps != target // max(shape.batch_tokens, 1):
-        yield f"trained {shape.steps} steps, {target:,} tokens are {target // max(shape.batch_tokens, 1)}"
+    """A horizon is whole steps up to it; one in seconds ends with its time."""
+    schedule = schedule_of(record, context)
+    if schedule is None:
+        yield "the batch grows, but not in whole micro-batches"
+    elif schedule.steps is not None and record.status == "ok" and record.shape.steps != schedule.steps:
+        yield f"trained {record.shape.steps} steps, the recipe's horizon is {schedule.steps}"
 
 
 def derived_shape(stored: StoredRecord, context: Context) -> Iterator[str]:
     """Width, parameters, FLOPs and tokens are those of the model that the recipe asks for."""
     shape, config = stored.record.shape, context.config
-    if shape.tokens != shape.steps * shape.batch_tokens:
-        yield f"{shape.tokens} tokens are not {shape.steps} steps of {shape.batch_tokens}"
+    schedule = schedule_of(stored.record, context)
+    if schedule is not None:
+        micro_tokens = shape.batch_tokens // max(shape.accumulation, 1)
+        if shape.tokens != schedule.ramp.micro_index(shape.steps) * micro_tokens:
+            yield f"{shape.tokens} tokens are not {shape.steps} steps of {shape.batch_tokens}"
     rows = shape.device_sequences * shape.accumulation * shape.world_size
     if shape.batch_tokens != rows * shape.sequence_length:
         yield f"{shape.batch_tokens} tokens a step are not {rows} rows of {shape.sequence_length}"

@@ -8,13 +8,21 @@ from typing import Any
 import msgspec
 
 from bench.errors import PlanRefused
+from bench.spec.batch_ramp import BatchRamp, is_on, planned_steps
 from bench.spec.memory import MemoryEstimate, estimate_memory, fitting_sequences
 from bench.spec.recipe import Recipe, Schedule
 from bench.spec.scaling import REFERENCE_DEPTH, Rates, batch_tokens, scaled_rates, tau
 from bench.spec.submission import Submission, sha256
-from bench.spec.track import NamedTrack, horizon_kind, on_track, scale_fields
+from bench.spec.track import NamedTrack, horizon_kind, horizon_tokens, on_track, scale_fields
 from kernels.choices import ALWAYS, CUDA_ONLY, IMPLEMENTATIONS, Choice, choose
-from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_layers, window_sizes
+from model.config import (
+    InitConfig,
+    LatentAttention,
+    ModelConfig,
+    padded_vocab,
+    value_embedding_layers,
+    window_sizes,
+)
 from model.flops import flops_per_token, fp8_share, parameters, scaling_parameters
 from model.schedule import ScheduleConfig
 
@@ -67,7 +75,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tau: float
     rates: Rates
     device_sequences: int
-    accumulation: int
+    accumulation: int  # micro-batches of a full step
+    batch_ramp: BatchRamp
     world_size: int
     compiled: bool
     memory: MemoryEstimate
@@ -81,12 +90,27 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def sha256(self) -> str:
         """Hash of all that follows from recipe and track; not of what the machine fits into given seconds."""
         iterations = 0 if self.horizon == "seconds" else self.iterations
-        derived = {"recipe": self.recipe, "model": self.model, "schedule": self.schedule, "rates": self.rates}
+        derived: dict[str, Any] = {
+            "recipe": self.recipe,
+            "model": self.model,
+            "schedule": self.schedule,
+            "rates": self.rates,
+        }
+        if is_on(self.recipe.schedule.batch_warmup):  # only then do the results depend on the micro-batches
+            derived |= {"ramp": self.batch_ramp, "micro": self.batch_tokens // self.accumulation}
         return sha256(derived | {"batch": self.batch_tokens, "iterations": iterations})
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens that the steps before this one train on."""
+        return self.batch_ramp.micro_index(step) * (self.batch_tokens // self.accumulation)
+
+    def tokens_of(self, step: int) -> int:
+        """Tokens of one step."""
+        return self.tokens_before(step + 1) - self.tokens_before(step)
 
     def sequences_after(self, step: int) -> int:
         """Training sequences that the first `step` steps take."""
-        return step * self.batch_tokens // self.model.sequence_length
+        return self.tokens_before(step) // self.model.sequence_length
 
 
 def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
@@ -126,7 +150,10 @@ def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
         qk_norm=model.qk_norm,
         attention_gate_channels=model.attention_gate_channels,
         tied_embeddings=model.tied_embeddings,
+        latent=_latent(recipe) if model.latent_attention.kv_rank else None,
+        value_residual=model.value_residual,
         bigram_rows=model.bigram.factor * model.vocab_size,
+        bigram_hashes=model.bigram.num_hashes,
         bigram_masked_token=model.vocab_size - NUM_SPECIAL_TOKENS if model.bigram.mask_bos else -1,
         fp8=recipe.precision.fp8,
         fp8_min_dim=recipe.precision.fp8_min_dim,
@@ -134,11 +161,16 @@ def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
     )
 
 
+def _latent(recipe: Recipe) -> LatentAttention:
+    asked = recipe.model.latent_attention
+    return LatentAttention(kv_rank=asked.kv_rank, q_rank=asked.q_rank, rope_dim=asked.rope_dim)
+
+
 def schedule_config(recipe: Recipe) -> ScheduleConfig:
     """The schedules' constants."""
-    muon = recipe.optimizer.muon
+    muon, fields = recipe.optimizer.muon, ScheduleConfig.__struct_fields__
     return ScheduleConfig(
-        **{field: getattr(recipe.schedule, field) for field in Schedule.__struct_fields__},
+        **{field: getattr(recipe.schedule, field) for field in Schedule.__struct_fields__ if field in fields},
         momentum_start=muon.momentum_start,
         momentum_peak=muon.momentum_peak,
         momentum_end=muon.momentum_end,
@@ -149,16 +181,10 @@ def schedule_config(recipe: Recipe) -> ScheduleConfig:
 
 def target_tokens(recipe: Recipe, config: ModelConfig, batch: int, machine: PlanMachine) -> int:
     """Tokens the horizon asks for, before whole steps. Under seconds: an estimate from the machine's rate."""
-    horizon, kind = recipe.horizon, horizon_kind(recipe.horizon)
-    if kind == "param_data_ratio":
-        return int((horizon.param_data_ratio or 0.0) * scaling_parameters(config))
-    if kind == "iterations":
-        return (horizon.iterations or 0) * batch
-    if kind == "tokens":
-        return horizon.tokens or 0
-    if kind == "flops":
-        return round((horizon.flops or 0.0) / flops_per_token(config))
-    return int((horizon.seconds or 0.0) * (machine.flops_per_s or 0.0) / flops_per_token(config))
+    tokens = horizon_tokens(recipe.horizon, scaling_parameters(config), flops_per_token(config), batch)
+    if tokens is not None:
+        return tokens
+    return int((recipe.horizon.seconds or 0.0) * (machine.flops_per_s or 0.0) / flops_per_token(config))
 
 
 def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -> Plan:
@@ -169,18 +195,18 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
     """
     recipe = on_track(submission.recipe, track.track, f"{submission.name} on {track.name}")
     config = model_config(recipe)
-    scaling = scaling_parameters(config)
+    scaling, world = scaling_parameters(config), track.track.hardware.device_count
     # D/D_d12 at one ratio is the ratio of the scaling parameters, whatever the horizon is given in.
     horizon_ratio = scaling / scaling_parameters(model_config(recipe, REFERENCE_DEPTH))
     batch = batch_tokens(recipe, horizon_ratio)
     target = target_tokens(recipe, config, batch, machine)
-    iterations = target // batch
-    world = track.track.hardware.device_count
     sequences, accumulation, refusals = _rows_at_once(recipe, config, batch, world, machine)
     memory = estimate_memory(config, recipe.precision.compute, sequences, machine.device_kind, world)
     _refuse_the_impossible(target, memory)
+    num_batches = target // batch
+    ramp, iterations, why_not = planned_steps(recipe, num_batches, accumulation, batch // accumulation)
     rates = scaled_rates(recipe, config.width, batch, horizon_ratio)
-    tokens = iterations * batch
+    tokens = num_batches * batch
     total_flops = float(flops_per_token(config) * tokens)
     return Plan(
         recipe_name=submission.name,
@@ -201,6 +227,7 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         **_rate_fields(rates, batch, tokens),
         device_sequences=sequences,
         accumulation=accumulation,
+        batch_ramp=ramp,
         world_size=world,
         compiled=recipe.compile.enabled and not machine.compile_refusal,
         memory=memory,
@@ -208,7 +235,7 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
         kernels=[choice._asdict() for choice in _kernel_choices(recipe, config, machine)],
-        refusals=refusals + _refusals(recipe, config, iterations, memory, machine, track),
+        refusals=refusals + why_not + _refusals(recipe, config, iterations, memory, machine, track),
     )
 
 

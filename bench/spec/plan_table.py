@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan
 from bench.spec.scaling import REFERENCE_BATCH_TOKENS
 
@@ -72,6 +73,7 @@ def _parameters(plan: Plan) -> Iterator[Row]:
 def _horizon(plan: Plan) -> Iterator[Row]:
     horizon = getattr(plan.recipe.horizon, plan.horizon)
     why = "an estimate: the run stops by its clock" if plan.horizon == "seconds" else "floor(tokens / batch)"
+    is_growing = is_on(plan.recipe.schedule.batch_warmup)
     yield "horizon", f"{horizon:,}", plan.horizon
     yield (
         "target tokens",
@@ -84,8 +86,21 @@ def _horizon(plan: Plan) -> Iterator[Row]:
         else "given"
     )
     yield "batch", f"{plan.batch_tokens:,}", auto
+    if is_growing:
+        growing_steps = plan.batch_ramp.growing_steps
+        yield (
+            "batch warm-up",
+            f"from {plan.tokens_of(0):,}",
+            f"over {growing_steps:,} steps, {plan.tokens_before(growing_steps):,} tokens, "
+            "by micro-batches; LR and WD x sqrt(batch / full batch)",
+        )
+        why = "more than floor(tokens / batch): the first are smaller"
     yield "iterations", f"{plan.iterations:,}", why
-    yield "tokens", f"{plan.tokens:,}", "iterations x batch"
+    yield (
+        "tokens",
+        f"{plan.tokens:,}",
+        "floor(target / batch) x batch" if is_growing else "iterations x batch",
+    )
 
 
 def _rates(plan: Plan) -> Iterator[Row]:

@@ -8,98 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
-NonNegative = Annotated[float, Meta(ge=0.0, le=1e6)]
-Beta = Annotated[float, Meta(ge=0.0, lt=1.0)]
-Count = Annotated[int, Meta(ge=1, le=10**15)]
-# \Z and not $, which lets a newline follow.
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
-# Free text is printed to terminals and written to the board: no control characters, nothing that turns the
-# direction of what follows (U+202A to U+202E, U+2066 to U+2069; Unicode TR 36, bidirectional text spoofing).
-UNPRINTED = "\\u202a-\\u202e\\u2066-\\u2069\\x7f-\\x9f"
-Line = Annotated[str, Meta(max_length=120, pattern=f"^[^\\x00-\\x1f{UNPRINTED}]*\\Z")]
-Text = Annotated[str, Meta(max_length=4000, pattern=f"^[^\\x00-\\x08\\x0b-\\x1f{UNPRINTED}]*\\Z")]
-Link = Annotated[str, Meta(pattern=r"^https://[^\s<>\"'`|]{1,200}\Z")]
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every table: immutable, keywords only, unknown fields refused."""
-
-
-class Bigram(Table, frozen=True, kw_only=True):
-    """[model.bigram]: a table of hashed token pairs added to the residual stream before every layer.
-
-    Source: karpathy/nanochat pull 747 (seeds its constants), `x <- resid x + x0 x0 + lambda table[hash]`.
-    """
-
-    factor: Annotated[int, Meta(ge=0, le=64, description="rows of the table a token; 0 is off")] = 0
-    lambda_init: Annotated[float, Meta(description="initial strength, a layer; the table starts at 0")] = 0.05
-    mask_bos: Annotated[
-        bool, Meta(description="no pair across the start of a document (pull 747 has them)")
-    ] = False
-
-
-class Model(Table, frozen=True, kw_only=True):
-    """[model]: the shape. width = ceil(depth x aspect_ratio / head_dim) x head_dim."""
-
-    depth: Annotated[int, Meta(ge=1, le=128, description="layers")] = 12
-    aspect_ratio: Annotated[
-        int, Meta(ge=1, le=1024, description="width a layer, before rounding to heads")
-    ] = 64
-    head_dim: Annotated[int, Meta(ge=8, le=256, multiple_of=8, description="width of a head")] = 128
-    kv_group: Annotated[int, Meta(ge=1, le=64, description="query heads that share a key head (GQA)")] = 1
-    sequence_length: Annotated[int, Meta(ge=16, le=65536, description="tokens of a row")] = 2048
-    vocab_size: Annotated[int, Meta(ge=300, le=2**20, description="tokens, specials included")] = 32768
-    window_pattern: Annotated[
-        str, Meta(pattern=r"^[SL]{1,64}\Z", description="S short, L full, tiled; last is L")
-    ] = "SSSL"
-    short_window_divisor: Annotated[int, Meta(ge=1, le=64, description="short window = sequence / this")] = 4
-    short_window_multiple: Annotated[
-        int, Meta(ge=1, le=1024, description="... rounded up to this, in tokens")
-    ] = 128
-    rope_base: Annotated[float, Meta(ge=1.0, le=1e9, description="base of the rotary frequencies")] = (
-        100_000.0
-    )
-    positions: Annotated[Literal["rotary", "none"], Meta(description="none: NoPE, arXiv 2203.16634")] = (
-        "rotary"
-    )
-    qk_norm: Annotated[bool, Meta(description="RMS norm of each query and key head")] = True
-    qk_scale: Annotated[Positive, Meta(description="factor on normalised queries and keys")] = 1.2
-    softcap: Annotated[NonNegative, Meta(description="logits are capped to +- this; 0 is off")] = 15.0
-    value_embeddings: Annotated[
-        Literal["alternate", "third", "none"], Meta(description="layers with a value embedding")
-    ] = "alternate"
-    ve_gate_channels: Annotated[int, Meta(ge=1, le=1024, description="channels the gate reads")] = 12
-    ve_gate_range: Annotated[Positive, Meta(description="the gate is this times a sigmoid")] = 3.0
-    attention_gate_channels: Annotated[
-        int, Meta(ge=0, le=1024, description="channels a head's output gate, 2 sigmoid(.), reads; 0 is off")
-    ] = 0
-    tied_embeddings: Annotated[
-        bool, Meta(description="the head is the embedding table, trained and initialised as the head")
-    ] = False
-    bigram: Bigram = Bigram()
-    smear: Annotated[bool, Meta(description="mix in the previous token's embedding")] = True
-    smear_channels: Annotated[int, Meta(ge=1, le=1024, description="channels the smear gate reads")] = 24
-    backout: Annotated[bool, Meta(description="subtract the middle layer's residual before the head")] = True
-    wte_std: Annotated[Positive, Meta(description="standard deviation of initial embeddings")] = 0.8
-    lm_head_std: Annotated[Positive, Meta(description="standard deviation of the initial head")] = 0.001
-    c_fc_scale: Annotated[Positive, Meta(description="initial scale of the MLP's first matrix")] = 0.4
-    ve_gate_init: Annotated[
-        NonNegative, Meta(description="initial gate weights are uniform in [0, this]")
-    ] = 0.02
-    smear_gate_init: Annotated[NonNegative, Meta(description="initial smear gate weights, likewise")] = 0.02
-    smear_lambda: Annotated[float, Meta(description="initial smear strength")] = 0.0
-    backout_lambda: Annotated[float, Meta(description="initial backout strength")] = 0.2
-    resid_lambda_first: Annotated[float, Meta(description="initial residual scale of the first layer")] = 1.15
-    resid_lambda_last: Annotated[float, Meta(description="... and of the last")] = 1.05
-    x0_lambda_first: Annotated[
-        float, Meta(description="initial share of the embedding added at the first layer")
-    ] = 0.20
-    x0_lambda_last: Annotated[float, Meta(description="... and at the last")] = 0.05
+from bench.spec.fields import Beta, Count, Fraction, Line, Link, Name, NonNegative, Positive, Table, Text
+from bench.spec.model_table import Model
 
 
 class Muon(Table, frozen=True, kw_only=True):
@@ -156,6 +68,8 @@ class AdamW(Table, frozen=True, kw_only=True):
     resid: AdamWGroup = AdamWGroup(lr=0.005, weight_decay=0.05)
     x0: AdamWGroup = AdamWGroup(lr=0.5, beta1=0.96)
     smear: AdamWGroup = AdamWGroup(lr=0.2)
+    # As modded-nanogpt trained its scalars in that record.
+    value_residual: AdamWGroup = AdamWGroup(lr=0.04, beta1=0.9)
     bigram: AdamWGroup = AdamWGroup(lr=0.3, beta1=0.75, weight_decay=0.01)
     bigram_lambda: AdamWGroup = AdamWGroup(lr=0.004, beta1=0.9)
 
@@ -165,6 +79,22 @@ class Optimizer(Table, frozen=True, kw_only=True):
 
     muon: Muon = Muon()
     adamw: AdamW = AdamW()
+
+
+class BatchWarmup(Table, frozen=True, kw_only=True):
+    """[schedule.batch_warmup]: the batch grows with the tokens seen, in whole micro-batches.
+
+    Learning rates and weight decay of a smaller step go with the root of its batch, as between batches of
+    different runs. The run sees the tokens of its horizon, in more steps. Source: the critical batch grows
+    with training, and so may the batch, at rates that go with its root (arXiv 2505.23971).
+    """
+
+    tokens: Annotated[int, Meta(ge=0, le=10**15, description="tokens over which it grows; 0 is off")] = 0
+    ratio: Annotated[Fraction, Meta(description="... or this share of the horizon's")] = 0.0
+    start: Annotated[
+        float,
+        Meta(gt=0.0, le=1.0, description="the first step's share of the full batch"),
+    ] = 0.25
 
 
 class Schedule(Table, frozen=True, kw_only=True):
@@ -179,6 +109,7 @@ class Schedule(Table, frozen=True, kw_only=True):
         "linear"
     )
     final_lr_fraction: Annotated[Fraction, Meta(description="learning rate at the end")] = 0.05
+    batch_warmup: BatchWarmup = BatchWarmup()
 
 
 class Horizon(Table, frozen=True, kw_only=True):
@@ -255,6 +186,15 @@ class Compile(Table, frozen=True, kw_only=True):
     mode: Annotated[
         Literal["default", "max-autotune-no-cudagraphs"], Meta(description="torch.compile's mode")
     ] = "default"
+    manual_gc_every_steps: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10**9,
+            description="Python's garbage is collected after every so many steps and not by itself "
+            "(nanochat's base_train: 5000); 0 leaves the collector alone",
+        ),
+    ] = 0
 
 
 class Data(Table, frozen=True, kw_only=True):

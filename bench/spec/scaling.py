@@ -15,7 +15,7 @@ REFERENCE_WIDTH = 768
 BATCH_EXPONENT = 0.383  # Power Lines, arXiv 2505.13738: optimal batch grows as tokens^0.383
 # AdamW groups whose learning rate goes with 1/sqrt(width), and with the batch (nanochat's setup_optimizer).
 WIDTH_SCALED = ("lm_head", "wte", "value_embeds", "bigram", "bigram_lambda")
-BATCH_SCALED = ("lm_head", "wte", "value_embeds", "bigram", "bigram_lambda", "resid", "x0")
+BATCH_SCALED = ("lm_head", "wte", "value_embeds", "bigram", "bigram_lambda", "resid", "x0", "value_residual")
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,10 +82,32 @@ def contradictions(recipe: Recipe) -> list[str]:
     heads = width // model.head_dim
     if heads % model.kv_group:
         problems.append(f"model.kv_group = {model.kv_group}: does not divide the {heads} heads")
+    if recipe.schedule.batch_warmup.tokens and recipe.schedule.batch_warmup.ratio:
+        problems.append("schedule.batch_warmup: tokens and ratio are given, one of them must be")
+    if model.latent_attention.kv_rank:
+        problems += _without_latents(recipe)
+    if model.value_residual and model.depth == 1:
+        problems.append("model.value_residual: one layer has no later one")
     for field in ("ve_gate_channels", "smear_channels"):
         if getattr(model, field) > width:
             problems.append(f"model.{field} = {getattr(model, field)}: more than the width, {width}")
     return problems
+
+
+def _without_latents(recipe: Recipe) -> list[str]:
+    """What means nothing, or is not stated, where keys come from a latent."""
+    model, rope_dim = recipe.model, recipe.model.latent_attention.rope_dim
+    reasons = {
+        f"kv_group = {model.kv_group}: every head has keys of its own": model.kv_group > 1,
+        "positions = none: the rotated channels would be alike at every position": model.positions == "none",
+        f"qk_clip = {recipe.optimizer.muon.qk_clip}: no matrix makes a head's keys alone": (
+            recipe.optimizer.muon.qk_clip != "off"
+        ),
+        f"rope_dim = {rope_dim}: a head has {model.head_dim} channels, some of the latent's among them": (
+            rope_dim >= model.head_dim
+        ),
+    }
+    return [f"model.latent_attention with {reason}" for reason, holds in reasons.items() if holds]
 
 
 def canonical(value: Any) -> bytes:
@@ -177,7 +199,12 @@ LABELS = {
     "model.attention_gate_channels": "attention gate",
     "model.tied_embeddings": "tied embeddings",
     "model.value_embeddings": "value embeddings",
+    "model.latent_attention.kv_rank": "latent",
+    "model.latent_attention.q_rank": "latent queries",
+    "model.latent_attention.rope_dim": "latent rotated",
+    "model.value_residual": "value residual",
     "model.bigram.factor": "bigram",
+    "model.bigram.num_hashes": "bigram hashes",
     "model.smear": "smear",
     "model.backout": "backout",
     "model.softcap": "softcap",
@@ -191,6 +218,9 @@ LABELS = {
     "schedule.warmdown_ratio": "warmdown",
     "schedule.warmdown_shape": "warmdown",
     "schedule.final_lr_fraction": "final LR",
+    "schedule.batch_warmup.ratio": "batch warm-up",
+    "schedule.batch_warmup.tokens": "batch warm-up tokens",
+    "schedule.batch_warmup.start": "batch warm-up from",
     "horizon.param_data_ratio": "ratio",
     "horizon.iterations": "steps",
     "horizon.tokens": "tokens",
@@ -201,6 +231,7 @@ LABELS = {
     "precision.compute": "",
     "precision.fp8": "fp8",
     "compile.enabled": "compile",
+    "compile.manual_gc_every_steps": "garbage every",
     "model.sequence_length": "sequence",
     "model.vocab_size": "vocab",
     "data.dataset": "",

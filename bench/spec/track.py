@@ -10,18 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from bench.errors import RecipeError
-from bench.spec.recipe import (
-    DESCRIPTIVE,
-    Count,
-    Horizon,
-    Line,
-    Name,
-    NonNegative,
-    Positive,
-    Recipe,
-    Table,
-    Text,
-)
+from bench.spec.fields import Count, Line, Name, NonNegative, Positive, Table, Text
+from bench.spec.recipe import DESCRIPTIVE, Horizon, Recipe
 from bench.spec.submission import contradictions
 from bench.spec.toml import check_name, decode, faults, merge, nearest_file_hint, parse_toml, problem_error
 
@@ -177,3 +167,16 @@ def seed_value(track: Track, index: int) -> int:
 def horizon_kind(horizon: Horizon) -> str:
     """The one field that is given."""
     return next(field for field in Horizon.__struct_fields__ if getattr(horizon, field) is not None)
+
+
+def horizon_tokens(
+    horizon: Horizon, scaling_parameters: int, flops_per_token: int, batch_tokens: int
+) -> int | None:
+    """Tokens that a horizon asks for, before whole steps; None where its clock decides."""
+    if horizon.param_data_ratio is not None:
+        return int(horizon.param_data_ratio * scaling_parameters)
+    if horizon.iterations is not None:
+        return horizon.iterations * batch_tokens
+    if horizon.tokens is not None:
+        return horizon.tokens
+    return None if horizon.flops is None else round(horizon.flops / flops_per_token)

@@ -6,13 +6,17 @@ counted at every step.
 | lever | counter |
 | --- | --- |
 | value_embeddings, attention_gate | root mean square of their tables and gate weights |
+| latent_attention | the least root mean square of its matrices |
 | smear, backout | magnitude of the strength |
-| bigram | mean magnitude of the strengths, times the table's root mean square |
+| value_residual | mean magnitude of the shares |
+| bigram | mean magnitude of the strengths, times the table's root mean square: the least of several tables' |
 | muon_eq | mean relative change of a row's or column's norm, in the last momentum |
 | muon_plus | mean relative change of a matrix's Frobenius norm, after the last momentum's polar step |
 | normuon | mean relative deviation of a neuron's scale from its matrix's mean |
 | cautious_decay | share of the last momentum's entries whose weights decay |
 | qk_clip | share of matrices ("weight_rms") or heads ("logit") that were scaled, over all steps |
+| batch_warmup | share of the steps whose batch is smaller |
+| manual_gc | share of the steps after which garbage was collected |
 | z_loss | its mean share of the loss on the validation tokens |
 | fp8 | share of the FLOPs of products with parameters |
 """
@@ -27,6 +31,7 @@ import torch
 from torch import Tensor
 
 from bench.data.prepared import Prepared
+from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan
 from bench.training.loop import Trainer
 from kernels.reference import SMALLEST_NORM, SMALLEST_SECOND_MOMENT, polar_express
@@ -45,6 +50,10 @@ def activity(plan: Plan, trainer: Trainer, prepared: Prepared) -> dict[str, floa
     if trainer.clip is not None:
         clipped, seen = trainer.clip.counts.tolist()
         counters["qk_clip"] = clipped / seen if seen else 0.0
+    if is_on(plan.recipe.schedule.batch_warmup):
+        counters["batch_warmup"] = plan.batch_ramp.growing_steps / plan.iterations
+    if every_steps := plan.recipe.compile.manual_gc_every_steps:
+        counters["manual_gc"] = plan.iterations // every_steps / plan.iterations
     if trainer.z_loss:
         counters["z_loss"] = _z_loss_share(trainer, prepared)
     if plan.recipe.precision.fp8 != "off":
@@ -56,6 +65,9 @@ def _of_model(trainer: Trainer) -> Iterator[tuple[str, float]]:
     model = trainer.model
     if model.value_embeds:
         yield "value_embeddings", _rms(list(model.value_embeds.values()))
+    latents = [b.attn.latent for b in model.blocks if isinstance(b, Block) and b.attn.latent is not None]
+    if latents:
+        yield "latent_attention", min(_rms([matrix.weight]) for one in latents for matrix in one.matrices())
     gates = [b.attn.output_gate for b in model.blocks if isinstance(b, Block)]
     if any(gate is not None for gate in gates):
         yield "attention_gate", _rms([gate.weight for gate in gates if gate is not None])
@@ -63,8 +75,11 @@ def _of_model(trainer: Trainer) -> Iterator[tuple[str, float]]:
         yield "smear", float(model.smear.scale.abs())
     if model.backout_lambda is not None:
         yield "backout", float(model.backout_lambda.abs())
+    if model.value_lambdas is not None:
+        yield "value_residual", float(model.value_lambdas.abs().mean())
     if model.bigrams is not None:
-        yield "bigram", float(model.bigrams.lambdas.abs().mean()) * _rms([model.bigrams.table])
+        tables = [model.bigrams.table, *model.bigrams.further_tables]
+        yield "bigram", float(model.bigrams.lambdas.abs().mean()) * min(_rms([table]) for table in tables)
 
 
 def _rms(tensors: list[Tensor]) -> float:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan
 from bench.spec.recipe import AdamW
 from bench.training.loop import LoopConfig, Trainer
@@ -72,6 +73,8 @@ def loop_config(plan: Plan) -> LoopConfig:
         eval_every_steps=recipe.eval.every_steps,
         checkpoint_every_steps=recipe.checkpoint.every_steps,
         state_steps=frozenset(step for segment in segments(plan.iterations) for step in segment),
+        collect_every_steps=recipe.compile.manual_gc_every_steps,
+        ramp=plan.batch_ramp if is_on(recipe.schedule.batch_warmup) else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from bench.data.loader import Batch, Cursor
+from bench.spec.batch_ramp import BatchRamp
 from model.gpt import GPT
 from model.optimizers.combined import MuonAdamW
 from model.optimizers.qk_clip import QKClip
-from model.schedule import ScheduleConfig, StepScales, scales_at
+from model.schedule import ScheduleConfig, StepScales, of_smaller_batch, scales_at
 
 
 class StepsDone(NamedTuple):
@@ -61,6 +63,8 @@ class LoopConfig(NamedTuple):
     eval_every_steps: int
     checkpoint_every_steps: int
     state_steps: frozenset[int] = frozenset()
+    ramp: BatchRamp | None = None  # where the batch grows
+    collect_every_steps: int = 0  # garbage, in the step's own time
 
 
 class Trainer(NamedTuple):
@@ -118,9 +122,14 @@ def train(
             yield Diverged(step)
             return
         yield from due
-        scales = scales_at(step, total, config.schedule)
-        unread.append(_Unread(_step(trainer, batches, config.accumulation, scales), scales, total))
+        scales, accumulation = scales_at(step, total, config.schedule), config.accumulation
+        if config.ramp is not None:
+            accumulation = config.ramp.micros(step)
+            scales = of_smaller_batch(scales, accumulation / config.accumulation)
+        unread.append(_Unread(_step(trainer, batches, accumulation, scales), scales, total))
         step += 1
+        if config.collect_every_steps and step % config.collect_every_steps == 0:
+            gc.collect()
         if step % config.log_every_steps == 0 or _due(step, config):
             if not (yield from _read_back(step, unread)):
                 return

@@ -46,7 +46,10 @@ def param_groups(
         "smear": list(model.smear.parameters()) if model.smear is not None else [],
     }
     if model.bigrams is not None:
-        named |= {"bigram": [model.bigrams.table], "bigram_lambda": [model.bigrams.lambdas]}
+        tables = [model.bigrams.table, *model.bigrams.further_tables]
+        named |= {"bigram": tables, "bigram_lambda": [model.bigrams.lambdas]}
+    if model.value_lambdas is not None:
+        named["value_residual"] = [model.value_lambdas]
     if model.backout_lambda is not None:
         named["smear"].append(model.backout_lambda)
     groups = [_adamw_group(name, params, adamw[name]) for name, params in named.items() if params]

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from kernels.choices import choose
 from kernels.dispatch import Kernels, bind
-from model.config import InitConfig, ModelConfig, padded_vocab, value_embedding_layers, window_sizes
+from model.config import (
+    InitConfig,
+    LatentAttention,
+    ModelConfig,
+    padded_vocab,
+    value_embedding_layers,
+    window_sizes,
+)
 from model.gpt import GPT
 from model.initial import build
 
@@ -27,6 +34,8 @@ INIT = InitConfig(
     x0_lambda_first=0.20,
     x0_lambda_last=0.05,
 )
+VALUE_RESIDUAL = msgspec.structs.replace(INIT, value_residual_lambda=0.5)
+LATENT = LatentAttention(kv_rank=10, q_rank=0, rope_dim=4)
 CPU = torch.device("cpu")
 FUSED = bind(choose("cpu"), compiled=False)
 EAGER = bind((), compiled=False)
@@ -64,7 +73,16 @@ VARIANTS = {
     "no levers": small_config(value_embedding_layers=(), smear_channels=0, backout_layer=-1, softcap=0.0),
     "one layer": small_config(depth=1, backout_layer=-1),  # a backout is undone by the norm
     "bigrams": small_config(bigram_rows=5 * 70),
+    "bigrams of three hashes": small_config(bigram_rows=99, bigram_hashes=3, bigram_masked_token=61),
     "bigrams but across documents": small_config(bigram_rows=99, bigram_masked_token=61),
+    "value residual": small_config(num_kv_heads=1, value_residual=True, init=VALUE_RESIDUAL),
+    "value residual alone": small_config(
+        depth=3, num_kv_heads=4, value_residual=True, value_embedding_layers=(), init=VALUE_RESIDUAL
+    ),
+    "latent attention": small_config(num_kv_heads=4, latent=LATENT, smear_channels=0),
+    "latent attention of latent queries": small_config(
+        num_kv_heads=4, latent=msgspec.structs.replace(LATENT, q_rank=12), qk_norm=False, depth=3
+    ),
     "gated output": small_config(attention_gate_channels=7),
     "no positions": small_config(rotary=False),
     "no QK norm": small_config(qk_norm=False),

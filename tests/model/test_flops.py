@@ -20,7 +20,13 @@ def test_parameters_are_the_built_models(config: ModelConfig) -> None:
     tied = model.lm_head is None
     owned = {"wte": 0 if tied else model.wte.numel(), "lm_head": model.wte.numel()}
     if model.bigrams is not None:
-        owned |= {"bigram": model.bigrams.table.numel(), "bigram_lambda": model.bigrams.lambdas.numel()}
+        tables = [model.bigrams.table, *model.bigrams.further_tables]
+        owned |= {
+            "bigram": sum(table.numel() for table in tables),
+            "bigram_lambda": model.bigrams.lambdas.numel(),
+        }
+    if model.value_lambdas is not None:
+        owned["value_residual"] = model.value_lambdas.numel()
     owned["value_embeds"] = sum(table.numel() for table in model.value_embeds.values())
     owned["matrices"] = sum(param.numel() for param in model.blocks.parameters())
     owned["scalars"] = sum(param.numel() for param in model.parameters()) - sum(owned.values())

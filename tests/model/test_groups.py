@@ -14,7 +14,17 @@ from model.schedule import StepScales
 from tests.model.configs import VARIANTS, batch, scrambled
 
 variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-NAMES = ("lm_head", "wte", "value_embeds", "resid", "x0", "smear", "bigram", "bigram_lambda")
+NAMES = (
+    "lm_head",
+    "wte",
+    "value_embeds",
+    "resid",
+    "x0",
+    "smear",
+    "bigram",
+    "bigram_lambda",
+    "value_residual",
+)
 ADAMW = {
     name: AdamWConstants(lr=0.01 * (i + 1), betas=(0.8, 0.9 + 0.01 * i), eps=1e-10, weight_decay=0.001 * i)
     for i, name in enumerate(NAMES)
@@ -31,7 +41,7 @@ def test_every_parameter_is_in_one_group(config: ModelConfig) -> None:
     assert all(group["params"] for group in groups)
     sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in groups}
     counts = parameters(config)
-    for name in ("wte", "lm_head", "value_embeds", "bigram", "bigram_lambda"):
+    for name in ("wte", "lm_head", "value_embeds", "bigram", "bigram_lambda", "value_residual"):
         assert sizes.get(name, 0) == counts.get(name, 0)
     muon = [group for group in groups if group["kind"] == "muon"]
     assert sum(p.numel() for group in muon for p in group["params"]) == counts["matrices"]

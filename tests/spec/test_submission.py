@@ -164,6 +164,15 @@ def test_the_file_itself_must_have_a_name(tmp_path: Path, name: str) -> None:
     [
         ("[horizon]", "horizon: exactly one of .* must be given, none is"),
         ("[horizon]\ntokens = 1\nseconds = 1", "tokens and seconds are"),
+        ("[model]\nkv_group = 2\nlatent_attention = { kv_rank = 8 }", "every head has keys of its own"),
+        ("[model]\nhead_dim = 64\nlatent_attention = { kv_rank = 8 }", "a head has 64 channels"),
+        ("[model]\nlatent_attention = { kv_rank = 8 }\npositions = 'none'", "alike at every position"),
+        (
+            "[model]\nlatent_attention = { kv_rank = 8 }\n[optimizer.muon]\nqk_clip = 'logit'",
+            "no matrix makes a head's keys alone",
+        ),
+        ("[model]\ndepth = 1\nvalue_residual = true", "model.value_residual: one layer has no later one"),
+        ("[schedule.batch_warmup]\nratio = 0.1\ntokens = 5", "tokens and ratio are given"),
         ("[model]\nkv_group = 5", "model.kv_group = 5: does not divide the 6 heads"),
         (
             "[model]\ndepth = 1\naspect_ratio = 8\nhead_dim = 8",
@@ -240,6 +249,7 @@ def another(field: str, value: object) -> object:
         "precision.fp8": "rowwise",
         "compile.mode": "max-autotune-no-cudagraphs",
         "optimizer.muon.polar_steps": 4,
+        "model.bigram.num_hashes": 2,
         "optimizer.muon.equilibrate": "row",
         "batch.tokens": 2**20,
         "batch.device_sequences": 8,

@@ -49,6 +49,7 @@ TINY = {
 }
 TIED = {"tiny-d4-tied": 25.2, "tiny-d29-tied": 25.4, "tiny-d7-tied": 25.0}
 
+GROWING = {"schedule.batch_warmup.ratio": 0.25, "schedule.batch_warmup.start": 0.125}
 STEPS_6000 = {"horizon.param_data_ratio": None, "horizon.iterations": 6000}
 WARMDOWN, NO_CLIP = {"schedule.warmdown_ratio": 0.65}, {"optimizer.muon.qk_clip": "off"}
 D24, LR = {"model.depth": 24}, {"optimizer.muon.lr": 0.025}
@@ -86,6 +87,11 @@ CONTROLLED: dict[str, tuple[str, dict[str, Any]]] = {
     "d4-no-normuon": ("d4", {"optimizer.muon.normuon_beta2": 0.0}),
     "d4-z-loss": ("d4", {"loss.z_loss": 1e-4}),
     "d4-bigram": ("d4", {"model.bigram.factor": 5}),
+    "d4-bigram-hashes": ("d4", {"model.bigram.factor": 5, "model.bigram.num_hashes": 2}),
+    "d4-value-residual": ("d4", {"model.value_residual": True}),
+    "d4-latent-attention": ("d4", {"model.latent_attention.kv_rank": 128}),
+    "d4-batch-warmup": ("d4", {**GROWING, "batch.device_sequences": 2}),
+    "d4-manual-gc": ("d4", {"compile.manual_gc_every_steps": 16}),
     "d4-no-value-embeddings": ("d4", {"model.value_embeddings": "none"}),
     "d4-no-smear": ("d4", {"model.smear": False}),
     "d4-no-backout": ("d4", {"model.backout": False}),

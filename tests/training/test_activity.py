@@ -33,8 +33,20 @@ LEVERS: dict[str, tuple[str, dict[str, Any]]] = {
         "qk_clip",
         {"optimizer": {"muon": {"qk_clip": "logit", "qk_clip_tau": 0.01}}, "model": {"qk_norm": False}},
     ),
+    "batch warm-up": (
+        "batch_warmup",
+        {"schedule": {"batch_warmup": {"ratio": 0.5, "start": 0.4}}, "batch": {"device_sequences": 4}},
+    ),
+    "collection by hand": ("manual_gc", {"compile": {"manual_gc_every_steps": 2}}),
     "z-loss": ("z_loss", {"loss": {"z_loss": 1e-4}}),
+    "value residual": ("value_residual", {"model": {"value_residual": True}}),
+    "latent attention": ("latent_attention", {"model": {"latent_attention": {"kv_rank": 24, "rope_dim": 8}}}),
+    "latent attention of latent queries": (
+        "latent_attention",
+        {"model": {"latent_attention": {"kv_rank": 24, "q_rank": 16, "rope_dim": 8}}},
+    ),
     "bigrams": ("bigram", {"model": {"bigram": {"factor": 5}}}),
+    "bigrams of two hashes": ("bigram", {"model": {"bigram": {"factor": 5, "num_hashes": 2}}}),
     "bigrams within documents": ("bigram", {"model": {"bigram": {"factor": 5, "mask_bos": True}}}),
     "gated attention": ("attention_gate", {"model": {"attention_gate_channels": 12}}),
     "fp8": ("fp8", {"precision": {"fp8": "tensorwise", "fp8_min_dim": 32}}),
@@ -75,7 +87,7 @@ def losses(trainer: Trainer, plan: Plan, prepared: Prepared, first: int, last: i
     """Of the steps from `first` to `last` of a run of STEPS."""
     rows, tokens = plan.device_sequences, plan.model.sequence_length
     config = loop_config(plan)._replace(checkpoint_every_steps=0, state_steps=frozenset())
-    with Loader(prepared, tokens, rows, plan.accumulation, 0, 1, seed=5, device_pin=False) as loader:
+    with Loader(prepared, tokens, rows, plan.batch_ramp, 0, 1, seed=5, device_pin=False) as loader:
         loader.seek(first)
         events = train(trainer, (one.to(CPU) for one in loader), config, lambda _: STEPS, first)
         done = [event for event in islice(events, last - first) if isinstance(event, StepsDone)]
