@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.conftest import NetworkUsed, is_local
+from tests.readme_tree import FOLDERS, with_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -194,3 +195,10 @@ def test_local_addresses_pass(address: object) -> None:
 @pytest.mark.parametrize("address", ["example.org", ("192.0.2.1", 1), ("2001:db8::1", 1, 0, 0), "10.0.0.1"])
 def test_other_addresses_do_not(address: object) -> None:
     assert not is_local(address)
+
+
+def test_the_readme_lists_every_module_as_it_describes_itself() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == with_tree(readme), "`python -m tests.readme_tree` writes the list anew"
+    shipped = {path.parent for name in ("bench", "kernels", "model") for path in (ROOT / name).rglob("*.py")}
+    assert {ROOT / folder for folder, _ in FOLDERS} == shipped
