@@ -140,21 +140,23 @@ def _rates(record: Record, context: Context, seconds: list[float]) -> Iterator[s
     for what, (found, expected) in figures.items():
         if not abs(found - expected) <= ROUNDING_S:
             yield f"{what} {found:.4f} s, the logged steps give {expected:.4f} s"
-    rate = _median_rate(record, context, seconds)
-    if not math.isclose(rate, timing.tokens_per_s_median, rel_tol=1e-9):
+    rate, tolerance = _median_rate(record, context, seconds)
+    if not math.isclose(rate, timing.tokens_per_s_median, rel_tol=tolerance):
         found = timing.tokens_per_s_median
         yield f"{found:,.0f} tokens/s are not the batch over the median step, {rate:,.0f}"
 
 
-def _median_rate(record: Record, context: Context, seconds: list[float]) -> float:
-    """Tokens a second: a batch over the median step, or where the batch grows, the median of each step's."""
+def _median_rate(record: Record, context: Context, seconds: list[float]) -> tuple[float, float]:
+    """Tokens a second, and how far they may be off: a batch over the median step; or where the batch grows,
+    the median of each step's, whose times are rounded."""
     shape, schedule = record.shape, schedule_of(record, context)
-    if not record.timing.step_median_s:
-        return 0.0
+    if not record.timing.step_median_s or min(seconds, default=0.0) <= 0.0:
+        return 0.0, 0.0
     if schedule is None or not schedule.ramp.growing_steps:
-        return shape.batch_tokens / record.timing.step_median_s
+        return shape.batch_tokens / record.timing.step_median_s, 1e-9
     micro_tokens = shape.batch_tokens // max(shape.accumulation, 1)
-    return statistics.median(schedule.ramp.micros(i) * micro_tokens / s for i, s in enumerate(seconds))
+    rates = (schedule.ramp.micros(i) * micro_tokens / s for i, s in enumerate(seconds))
+    return statistics.median(rates), ROUNDING_S / record.timing.step_median_s
 
 
 def compile_cap(stored: StoredRecord, context: Context) -> Iterator[str]:

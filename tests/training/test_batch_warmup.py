@@ -84,8 +84,8 @@ def test_the_record_says_what_was_trained_on(checkout: Workspace, whole: StoredR
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"tokens": 4096 - 128}, "tokens is 3968"),
-        ({"steps": 8}, "steps is 8"),
+        ({"tokens": 4096 - 128}, "3968 tokens are not"),
+        ({"steps": 8}, "trained 8 steps"),
         ({"accumulation": 0}, "micro"),
     ],
 )
@@ -113,7 +113,7 @@ def test_it_resumes_half_way_up_to_the_bit(
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("bench.run.train", interrupted)
+        patch.setattr("bench.training_run.train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             tiny.run_here(space)
     resumed = tiny.run_here(space, resume=True).record
