@@ -150,9 +150,9 @@ def _median_rate(record: Record, context: Context, seconds: list[float]) -> tupl
     """Tokens a second, and how far they may be off: a batch over the median step; or where the batch grows,
     the median of each step's, whose times are rounded."""
     shape, schedule = record.shape, schedule_of(record, context)
-    if not record.timing.step_median_s or min(seconds, default=0.0) <= 0.0:
+    if not record.timing.step_median_s:
         return 0.0, 0.0
-    if schedule is None or not schedule.ramp.growing_steps:
+    if schedule is None or not schedule.ramp.growing_steps or min(seconds, default=0.0) <= 0.0:
         return shape.batch_tokens / record.timing.step_median_s, 1e-9
     micro_tokens = shape.batch_tokens // max(shape.accumulation, 1)
     rates = (schedule.ramp.micros(i) * micro_tokens / s for i, s in enumerate(seconds))
