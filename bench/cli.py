@@ -128,7 +128,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("diff", recipes.diff, "print what sets two recipes apart", "a b --json"),
     ("plan", recipes.plan, "print what a run would do, cost and need", f"{CHOSEN} --json"),
     ("prove", kernels.prove, "check kernels against their references on this device", f"{PROVING} --json"),
-    ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --resume --json"),
+    ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --seeds --resume --json"),
     ("replay", device.replay, "execute drawn segments of a recorded run again", REPLAYING),
     ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
     ("compare", experiments.compare, "what the records tell of two recipes", COMPARING),
@@ -161,6 +161,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "action": {"choices": ("pin", "fetch", "prepare"), "help": "what to do"},
     "dataset": {"help": "climbmix, fineweb-edu, stdlib or folder:NAME"},
     "--track": {"help": "the track; default: the recipe's own, or the largest this machine meets"},
+    "--seeds": {"type": whole(1, 1000), "metavar": "N", "help": "one run for each of the first N seeds"},
     "--seed": {
         "type": whole(0, 999),
         "metavar": "INDEX",

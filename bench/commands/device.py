@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.commands.shared import before_torch, emit, planned, workspace
-from bench.errors import Diverged, VerificationFailed
+from bench.errors import Diverged, RecipeError, VerificationFailed
 from bench.spec.workspace import Workspace
 
 if TYPE_CHECKING:
     from bench.perf_levers import LeverCost
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """`bench run`."""
+    if options.seeds is not None:
+        return run_series(options)
     from bench.host.clock import Ledger
 
     ledger = Ledger.start()
@@ -53,6 +55,23 @@ def run(options: argparse.Namespace) -> None:
         write_board(space)
         raise
     finish(path, space, made, options.json)
+    return 0
+
+
+def run_series(options: argparse.Namespace) -> int:
+    """`bench run --seeds N`: those of the first N seeds that have no record."""
+    from bench.experiments.runner import Place, run_seeds
+    from bench.records.store import recorded_seeds
+
+    if options.seed is not None:
+        raise RecipeError("--seed names one seed, --seeds how many", "give one of the two")
+    found, space = planned(options, own_by_default=False), workspace(options)
+    done = recorded_seeds(space.records, found.track.name, found.submission.name)
+    missing = [index for index in range(options.seeds) if index not in done]
+    if not missing:
+        print(f"seeds 0 to {options.seeds - 1} of {found.submission.name} on {found.track.name} have records")
+    place = Place(space, options.device, options.environment)
+    return run_seeds(options.recipe.absolute(), found.track.name, missing, place)
 
 
 def finish(path: Path, space: Workspace, made: Any, as_json: bool) -> None:

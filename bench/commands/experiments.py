@@ -94,8 +94,9 @@ def arch(options: argparse.Namespace) -> None:
 def sweep(options: argparse.Namespace) -> None:
     """`bench sweep`."""
     from bench.experiments import sweep_report as report
+    from bench.experiments.runner import Place
     from bench.experiments.sweep_plan import as_json, plan_sweep, sweep_table
-    from bench.experiments.sweep_run import Place, run_sweep, sweep_folder
+    from bench.experiments.sweep_run import run_sweep, sweep_folder
 
     space = workspace(options)
     planned = plan_sweep(options.sweep, space, options.device, options.environment, options.track)

@@ -6,14 +6,13 @@ The records are the only state: a sweep that was cut off goes on where the recor
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bench.errors import Diverged, Interrupted, PlanRefused, RecipeError
+from bench.experiments.runner import Place, run_seed
 from bench.experiments.series import Series, all_series
 from bench.experiments.sweep_plan import PlannedCell, SweepPlan, require
 from bench.records.schema import Record
@@ -43,30 +42,11 @@ class Done(NamedTuple):
     record: Record | None
 
 
-class Place(NamedTuple):
-    """Where runs take place: the checkout, its device, and the environment they inherit."""
-
-    space: Workspace
-    device: str | None
-    environment: Mapping[str, str]
-
-
 def run_cell(planned: SweepPlan, job: Job, place: Place) -> int:
     """One run in a process of its own, its output in a log beside the cell; returns its exit code."""
-    command = [sys.executable, "-m", "bench", "run", str(job.cell.path), "--track", planned.track.name]
-    command += ["--seed", str(job.seed_index), "--resume", "--data", str(place.space.data)]
-    command += ["--device", place.device] if place.device else []
     log = job.cell.path.with_name(f"{job.cell.cell.name}-{job.seed_index}.log")
     with log.open("ab") as output:
-        done = subprocess.run(
-            command,
-            cwd=place.space.root,
-            env=dict(place.environment),
-            stdout=output,
-            stderr=output,
-            check=False,
-        )
-    return done.returncode
+        return run_seed(job.cell.path, planned.track.name, job.seed_index, place, output)
 
 
 def recorded(planned: SweepPlan, records: Sequence[Record]) -> dict[tuple[str, int], Record]:

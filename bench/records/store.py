@@ -87,8 +87,11 @@ def record_paths(records: Path) -> list[Path]:
 
 def next_seed_index(records: Path, track: str, recipe: str) -> int:
     """The lowest seed index without a record."""
-    folder = folder_of(records, track, recipe)
-    taken = {
-        int(match[1]) for path in folder.glob("*.json") if (match := re.match(r"([0-9]{1,9})-", path.name))
-    }
+    taken = recorded_seeds(records, track, recipe)
     return next(index for index in range(len(taken) + 1) if index not in taken)
+
+
+def recorded_seeds(records: Path, track: str, recipe: str) -> set[int]:
+    """The seed indices that have a record."""
+    names = (path.name for path in folder_of(records, track, recipe).glob("*.json"))
+    return {int(match[1]) for name in names if (match := re.match(r"([0-9]{1,9})-", name))}

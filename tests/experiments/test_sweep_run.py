@@ -95,6 +95,24 @@ def test_a_sweep_runs_resumes_and_reports(place: Path) -> None:
     assert len(json.loads(again.stdout)) == 3
 
 
+@pytest.mark.slow
+def test_a_series_runs_the_seeds_that_lack_a_record(place: Path) -> None:
+    words = ["run", "submissions/tiny.toml", "--track", "tiny", "--device", "cpu", "--seeds"]
+    for count, runs in ((1, 1), (3, 2), (3, 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "bench", *words, str(count)],
+            cwd=place,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("have records" in done.stdout) == (runs == 0)
+        stored = read_all(place / "leaderboard" / "records")
+        assert sorted(each.record.identity.seed_index for each in stored) == list(range(count))
+
+
 def test_a_sweep_is_planned_without_a_run(place: Path) -> None:
     done = sweep(place, "--plan")
     assert done.returncode == 0, done.stderr
