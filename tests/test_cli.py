@@ -36,7 +36,7 @@ COMMANDS = (
         "sweep",
         "leaderboard",
     ),
-    *("data", "perf", "perf-levers", "kernels", "gpu-check"),
+    *("data", "perf", "perf-levers", "kernels", "gpu-check", "doctor"),
 )
 
 
