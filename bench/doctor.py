@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bench.data.manifest import pinned_path, source_names
-from bench.errors import PlanRefused
+from bench.errors import BenchError, PlanRefused
 from bench.host.doctor import Diagnosis, Finding, fault, has_torch, host_findings, looked_at
 from bench.host.facts import Kind, MachineFacts
 from bench.host.machine import detect, hardware_class
@@ -53,7 +53,7 @@ def plan(space: Workspace, kind: Kind | None, environment: Mapping[str, str]) ->
     """Whether the first recipe is planned here without refusal, and which of its kernels are proved."""
     try:
         planned = plan_here(space.submissions / FIRST_RECIPE, None, kind, space, environment, False)
-    except PlanRefused as error:
+    except BenchError as error:
         yield fault("plan", error)
         return
     if planned.plan.refusals:

@@ -60,9 +60,9 @@ def compiled(device: Device) -> Finding:
     try:
         found = torch.compile(_function, fullgraph=True, dynamic=False)(values)
     except Exception as error:  # a missing compiler, header or cache folder: each has an exception of its own
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
         hint = "it needs a C++ compiler and Python's headers (Debian: apt install g++ python3-dev)"
-        return fault("compile", PlanRefused(f"torch.compile fails: {first_line}", hint=hint))
+        return fault("compile", PlanRefused(f"torch.compile fails: {reason}", hint=hint))
     error_ratio = relative_error(found.cpu(), _function(values).cpu())
     if not error_ratio <= MAX_ERROR["float32"]:
         message = f"a compiled function is {error_ratio:.1e} from the eager one"
