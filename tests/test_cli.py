@@ -28,6 +28,7 @@ COMMANDS = (
         "plan",
         "prove",
         "run",
+        "replay",
         "core",
         "verify",
         "compare",
@@ -36,7 +37,7 @@ COMMANDS = (
         "sweep",
         "leaderboard",
     ),
-    *("data", "perf", "perf-levers", "kernels", "gpu-check", "doctor"),
+    *("data", "perf", "perf-levers", "kernels", "doctor", "gpu-check"),
 )
 
 
