@@ -22,12 +22,38 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCKER = os.environ.get("DOCKER", "docker")
 IMAGE, AGAIN, OWN_BASE = "speedrun-bench:test", "speedrun-bench:again", "speedrun-base:test"
 CLOSED = ("--rm", "--read-only", "--network", "none")
-TINY = """title = "Tiny"
+TRACK = """title = "Tiny"
+says = "It runs."
+says_not = "More."
+size = 1
+[score]
+metric = "val_bpb"
+[hardware]
+machine_class = "cpu"
+device_kind = "cpu"
+[seeds]
+count = 2
+nonce = "tiny"
+"""
+RECIPE = """title = "Tiny"
 base = "quick"
+track = "tiny"
+[model]
+depth = 2
+aspect_ratio = 32
+head_dim = 32
+sequence_length = 32
+vocab_size = 384
 [horizon]
-iterations = 4
+iterations = 8
+[batch]
+tokens = 512
 [compile]
 enabled = false
+[data]
+tokenizer_chars = 1_000_000
+[eval]
+validation_bytes = 4000
 """
 # Every file below a folder by its hash, links by their target.
 LISTING = """
@@ -166,10 +192,11 @@ def test_without_a_command_it_looks_around_runs_and_shows_the_board(image: str) 
 
 
 def test_docker_bench_leaves_a_record_that_names_image_and_base(image: str, checkout: Path) -> None:
-    (checkout / "submissions" / "tiny.toml").write_text(TINY)
-    make = ("make", "docker-bench", "SUB=submissions/tiny.toml", f"IMAGE={image}")
+    (checkout / "submissions" / "tiny.toml").write_text(RECIPE)
+    (checkout / "leaderboard" / "tracks" / "tiny.toml").write_text(TRACK)
+    make = ("make", "docker-bench", "SUB=submissions/tiny.toml", "TRACK=tiny", f"IMAGE={image}")
     done(*make, "DOCKER_RUN_OPTIONS=--network none", cwd=checkout)
-    (path,) = checkout.glob("leaderboard/records/*/tiny/*.json")
+    (path,) = checkout.glob("leaderboard/records/tiny/tiny/*.json")
     identity = json.loads(path.read_text())["identity"]
     built = done(DOCKER, "image", "inspect", "--format", "{{.Id}}", image).strip()
     digest, _, from_base = identity["image_digest"].partition(" on ")
