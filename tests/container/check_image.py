@@ -188,7 +188,7 @@ def test_without_a_command_it_looks_around_runs_and_shows_the_board(image: str) 
     told = done(DOCKER, "run", *CLOSED, image)
     assert "a run can start" in told
     assert told.index("a run can start") < told.index("val_bpb") < told.index("# Leaderboard")
-    assert "| quick" in told
+    assert "quick on cpu-quick, seed 0: val_bpb" in told
 
 
 def test_docker_bench_leaves_a_record_that_names_image_and_base(image: str, checkout: Path) -> None:
