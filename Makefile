@@ -19,6 +19,17 @@ export SUB TRACK SEED DATA A B OUT RECORD ARGS
 # tests need it: they run its kernels in its interpreter and compile them for GPUs that are not here.
 TORCH_INDEX ?=
 TRITON ?= $(if $(filter test test-slow,$(MAKECMDGOALS)),1)
+# The container's, of `image` and `docker-bench`.
+# DEVICE: cuda or cpu, the build of torch; cuda where there is an NVIDIA GPU. BASE_IMAGE: Python >= 3.11 on
+# Debian, best with its digest. WHEELS: a folder below this one with every wheel, for a build without an index.
+DOCKER ?= docker
+DOCKER_BUILD_OPTIONS ?=
+DOCKER_RUN_OPTIONS ?=
+BASE_IMAGE ?= python:3.12-slim
+IMAGE ?= speedrun-bench
+DEVICE ?=
+WHEELS ?=
+export DOCKER DOCKER_BUILD_OPTIONS DOCKER_RUN_OPTIONS BASE_IMAGE IMAGE DEVICE WHEELS
 PYTHON ?= python3 python3.13 python3.12 python3.11 python
 export TORCH_INDEX TRITON
 
@@ -32,10 +43,10 @@ RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
 OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard sweep compare gate arch replay perf perf-levers test test-slow fuzz lint lock clean
+.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard sweep compare gate arch replay perf perf-levers doctor image docker-bench test test-slow fuzz test-container lint lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## build .venv from requirements.lock and the torch pin [TORCH_INDEX= TRITON=1 PYTHON=]
 
@@ -87,6 +98,37 @@ perf: $(STAMP) ## measure this machine's speed [ARGS=]
 perf-levers: $(STAMP) ## what each lever costs a training step [ARGS=names]
 	@$(BENCH) perf-levers $$ARGS
 
+doctor: $(STAMP) ## what this machine lacks for a run [ARGS=--self-test]
+	@$(BENCH) doctor $$ARGS
+
+HAS_GPU = nvidia-smi -L >/dev/null 2>&1
+
+image: ## build the container image [BASE_IMAGE= DEVICE=cuda|cpu WHEELS= TORCH_INDEX=]
+	@set -eu; \
+	device="$${DEVICE:-$$($(HAS_GPU) && echo cuda || echo cpu)}"; lock=requirements.cuda.lock; torch=; \
+	if [ "$$device" = cpu ]; then \
+	    lock=requirements.lock; torch="$$(sed -n 's/^torch = \["\(.*\)"\]$$/\1/p' pyproject.toml)+cpu"; \
+	fi; \
+	$$DOCKER image inspect "$$BASE_IMAGE" >/dev/null 2>&1 || $$DOCKER pull "$$BASE_IMAGE"; \
+	digest="$$($$DOCKER image inspect --format \
+	    '{{if .RepoDigests}}{{index .RepoDigests 0}}{{else}}{{.Id}}{{end}}' "$$BASE_IMAGE")"; \
+	echo "image: $$IMAGE for $$device on $$digest"; \
+	$$DOCKER build $$DOCKER_BUILD_OPTIONS --build-arg BASE_IMAGE="$$BASE_IMAGE" --build-arg BASE_DIGEST="$$digest" \
+	    --build-arg LOCK="$$lock" --build-arg TORCH="$$torch" --build-arg TORCH_INDEX="$$TORCH_INDEX" \
+	    --build-arg WHEELS="$${WHEELS:-requirements.lock}" --tag "$$IMAGE" .
+
+# The container writes this checkout's data, runs and leaderboard as whoever calls, and reads its recipes.
+docker-bench: ## run a recipe in the container: SUB= [TRACK= SEED= ARGS=]
+	@set -eu; : $(RECIPE); mkdir -p .data .runs; \
+	digest="$$($$DOCKER image inspect --format '{{.Id}} on {{index .Config.Labels "speedrun.base"}}' "$$IMAGE")"; \
+	gpus="$$($(HAS_GPU) && echo --gpus all --ipc=host --ulimit memlock=-1 || true)"; \
+	exec $$DOCKER run --rm --read-only --user "$$(id -u):$$(id -g)" $$gpus $$DOCKER_RUN_OPTIONS \
+	    --env SPEEDRUN_IMAGE_DIGEST="$$digest" \
+	    --volume "$$PWD/.data:/speedrun-bench/.data" --volume "$$PWD/.runs:/speedrun-bench/.runs" \
+	    --volume "$$PWD/leaderboard:/speedrun-bench/leaderboard" \
+	    --volume "$$PWD/submissions:/speedrun-bench/submissions:ro" \
+	    "$$IMAGE" run $(RECIPE) $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $$ARGS
+
 test: $(STAMP) ## the tests, without the slow ones [ARGS=]
 	@$(PYTEST) -m "not slow" $$ARGS
 
@@ -106,6 +148,9 @@ fuzz: $(STAMP) ## atheris over the readers of recipes, records and logs, two min
 	    $(PY) -m pytest -q -m slow tests/fuzz; \
 	fi
 
+test-container: $(STAMP) ## build the image twice and run it: where a container engine answers [BASE_IMAGE= WHEELS=]
+	@$(PY) -m pytest -q -s tests/container/check_image.py $$ARGS
+
 lint: $(STAMP) ## ruff and mypy --strict
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -113,13 +158,17 @@ lint: $(STAMP) ## ruff and mypy --strict
 
 # No index URL enters the lock: uv writes one only on request (--emit-index-url), so a lock serves any mirror.
 # --universal: one lock for Linux, macOS and Python >= 3.11; --fork-strategy fewest: one version for all of them.
-lock: ## resolve requirements.lock anew, with uv [ARGS=--upgrade]
+# requirements.cuda.lock is the container's: torch's CUDA build by hash, all else as in requirements.lock.
+lock: ## resolve the two locks anew, with uv [ARGS=--upgrade]
 	@set -e; uv=$$(command -v uv) || { \
 	    tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	    python3 -m venv "$$tmp"; "$$tmp/bin/python" -m pip install --quiet uv; uv="$$tmp/bin/uv"; }; \
 	"$$uv" pip compile pyproject.toml requirements.in --extra dev --universal --python-version 3.11 \
 	    --fork-strategy fewest --generate-hashes --custom-compile-command "make lock" \
-	    --quiet --output-file requirements.lock $$ARGS >/dev/null
+	    --quiet --output-file requirements.lock $$ARGS >/dev/null; \
+	"$$uv" pip compile pyproject.toml requirements.in --extra torch --extra triton --universal \
+	    --python-version 3.11 --fork-strategy fewest --generate-hashes --constraint requirements.lock \
+	    --custom-compile-command "make lock" --quiet --output-file requirements.cuda.lock $$ARGS >/dev/null
 
 clean: ## remove .venv and caches; data, runs and records stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

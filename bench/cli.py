@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.commands import core, data, device, experiments, kernels, recipes, records
+from bench.commands import core, data, device, experiments, host, kernels, recipes, records
 from bench.errors import BenchError, Interrupted, RecipeError
 from kernels.choices import IMPLEMENTATIONS
 
@@ -143,6 +143,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
     ("perf-levers", device.perf_levers, "time levers beside their base", "levers --data --steps --json"),
     ("kernels", kernels.kernels, "time kernels beside their references", f"{MEASURING} --json"),
+    ("doctor", host.doctor, "say what this machine lacks for a run", "--self-test --device --data --json"),
     ("gpu-check", kernels.gpu_check, "prove, time and train on a device, as JSON", CHECKING),
 )
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -228,5 +229,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--rounds": {"type": whole(3, 1000), "default": 7, "help": "timed rounds (default 7)"},
     "--out": {"type": Path, "required": True, "help": "folder for the JSON files"},
     "--seconds": {"type": whole(30, 36000), "default": 520, "help": "time for all of it (default 520)"},
+    "--self-test": {"action": "store_true", "help": "also train two steps here and compare with the CPU"},
     "--steps": {"type": whole(1, 100_000), "default": 12, "help": "timed steps (default 12)"},
 }
