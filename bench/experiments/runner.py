@@ -21,13 +21,14 @@ class Place(NamedTuple):
 
 
 def run_seed(recipe: Path, track: str, seed_index: int, place: Place, output: IO[bytes] | None = None) -> int:
-    """One run, resumed where an earlier one was cut off; returns its exit code.
+    """One run, resumed if an earlier one was cut off; returns its exit code.
 
     Args:
         output: where its lines go; where this process's go, if None.
     """
     command = [sys.executable, "-m", "bench", "run", str(recipe), "--track", track]
-    command += ["--seed", str(seed_index), "--resume", "--data", str(place.space.data)]
+    command += ["--seed", str(seed_index), "--data", str(place.space.data)]
+    command += ["--resume"] if _was_cut_off(place.space.runs / track / recipe.stem / str(seed_index)) else []
     command += ["--device", place.device] if place.device else []
     done = subprocess.run(
         command,
@@ -38,6 +39,12 @@ def run_seed(recipe: Path, track: str, seed_index: int, place: Place, output: IO
         check=False,
     )
     return done.returncode
+
+
+def _was_cut_off(folder: Path) -> bool:
+    """Whether a run's log stops short of its end; what a finished run left behind is none to resume."""
+    log = folder / "events.jsonl"
+    return log.is_file() and b'"run_stop"' not in log.read_bytes().rsplit(b"\n", 2)[-2:][0]
 
 
 def run_seeds(recipe: Path, track: str, seed_indices: Iterable[int], place: Place) -> int:
