@@ -17,8 +17,8 @@ from bench.host.doctor import Finding, fault
 from bench.host.facts import MachineFacts
 from bench.host.machine import detect
 from bench.perf import unscaled_plan
-from bench.spec.plan import Plan
 from bench.spec.model_table import Model
+from bench.spec.plan import Plan
 from bench.spec.recipe import Batch as BatchTable
 from bench.spec.recipe import Compile, Horizon, Kernels, Optimizer, Precision, Recipe, Schedule
 from bench.spec.recipe import Muon as MuonTable
