@@ -70,13 +70,14 @@ def known_of(hashes: Iterable[str], known: Known) -> list[str]:
     mine = set(hashes)
     return [
         *(
-            f"disputed on {one.opened} by {one.by} ({one.state}): {one.says}"
+            f"{one.record[:8]} disputed on {one.opened} by {one.by} ({one.state}): {one.says}"
             for one in known.disputes
             if one.record in mine
         ),
         *(
-            f"replay of {one.replayed} by {one.by} {'passed' if one.passed else 'failed'}: {one.says}"
-            for _, one in sorted(known.replays.items())
+            f"{record[:8]} replayed on {one.replayed} by {one.by}, "
+            f"{'passed' if one.passed else 'FAILED'}: {one.says}"
+            for record, one in sorted(known.replays.items())
             if one.record in mine
         ),
     ]
