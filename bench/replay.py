@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice, pairwise
 from pathlib import Path
@@ -169,7 +169,9 @@ def equivalence_bound(differences: Sequence[float]) -> float:
     return abs(mean) + t_quantile(1.0 - LEVEL, m - 1) * deviation / math.sqrt(effective)
 
 
-def open_rerun(stored: StoredRecord, planned: Planned, space: Workspace) -> Rerun:
+def open_rerun(
+    stored: StoredRecord, planned: Planned, space: Workspace, environment: Mapping[str, str]
+) -> Rerun:
     """What a record's segments can be executed again with, on this machine.
 
     Raises:
@@ -187,10 +189,16 @@ def open_rerun(stored: StoredRecord, planned: Planned, space: Workspace) -> Reru
     trace = trace_of(read_events(stored.events_path.read_bytes(), str(stored.events_path)))
     prepared = _prepared(record, plan, planned.facts, space)
     device = open_device(planned.facts.device_kind)
-    is_bitwise = device.kind == "cpu" or record.machine.settings.get("deterministic") == "True"
-    configure(device, cpu_cores=planned.facts.cpu_cores, deterministic=is_bitwise and device.kind != "cpu")
+    is_deterministic = plan.recipe.precision.deterministic
+    configure(
+        device,
+        cpu_cores=planned.facts.cpu_cores,
+        deterministic=is_deterministic,
+        environment=environment,
+    )
     run_of = record.identity
     kept = space.runs / run_of.track / run_of.recipe / str(run_of.seed_index) / REPLAY_FOLDER
+    is_bitwise = device.kind == "cpu" or is_deterministic
     return Rerun(plan, run_of.seed, device, prepared, kept, trace, is_bitwise)
 
 

@@ -107,7 +107,12 @@ class _Conductor:
             self._open_data()
         self.device = open_device(facts.device_kind)
         self.ledger.synchronize = self.device.synchronize
-        self.settings = configure(self.device, cpu_cores=facts.cpu_cores, environment=environment)
+        self.settings = configure(
+            self.device,
+            cpu_cores=facts.cpu_cores,
+            deterministic=self.plan.recipe.precision.deterministic,
+            environment=environment,
+        )
         with self.ledger.span("proof"):
             self._prove()
         with memory_explained(self.device, self.plan):

@@ -39,7 +39,7 @@ def ran(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace
 def rerun(ran: tuple[Workspace, StoredRecord]) -> Iterator[Rerun]:
     """What executes the run's segments again."""
     with tiny.torchs_settings_kept():
-        yield open_rerun(ran[1], planned(ran[0]), ran[0])
+        yield open_rerun(ran[1], planned(ran[0]), ran[0], {})
 
 
 def planned(space: Workspace):  # type: ignore[no-untyped-def]
@@ -131,7 +131,7 @@ def test_a_kept_state_that_is_not_the_runs_is_refused(
 def test_another_plan_is_no_replay(ran: tuple[Workspace, StoredRecord], data: Path, tmp_path: Path) -> None:
     other = tiny.checkout(tmp_path, data, optimizer={"muon": {"lr": 0.1}})
     with pytest.raises(PlanRefused, match="plan another run"):
-        open_rerun(ran[1], planned(other), ran[0])
+        open_rerun(ran[1], planned(other), ran[0], {})
 
 
 def test_the_command_writes_what_it_found(ran: tuple[Workspace, StoredRecord]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 import bench.run as conductor
 from bench.board.build import board_files
@@ -144,6 +145,16 @@ def test_the_same_seed_gives_the_same_bits(first: tuple[Workspace, StoredRecord]
     assert split.curves.losses == pytest.approx(one.curves.losses, abs=1e-5)
     assert split.scores.val_bpb == pytest.approx(one.scores.val_bpb, rel=1e-5)
     assert split.scores.val_bpb_bestfit == pytest.approx(one.scores.val_bpb_bestfit, rel=1e-5)
+
+
+def test_deterministic_algorithms_give_a_cpus_bits(
+    first: tuple[Workspace, StoredRecord], space: Workspace
+) -> None:
+    tiny.write_recipe(space, precision={"compute": "float32", "deterministic": True})
+    record = tiny.run_here(space, seed_index=0).record
+    assert record.machine.settings["deterministic"] == "True"
+    assert record.curves.losses == first[1].record.curves.losses
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_record_is_written_as_it_is_read(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

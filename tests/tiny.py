@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -141,9 +142,11 @@ def run_here(space: Workspace, *, seed_index: int | None = None, resume: bool = 
 def torchs_settings_kept() -> Iterator[None]:
     """What `configure` sets for the process is afterwards as it was."""
     threads, flush = torch.get_num_threads(), torch.tensor(1e-40).mul(1.0).item() == 0.0
+    deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         yield
     finally:
+        torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flush)
 
@@ -217,6 +220,7 @@ def _command(space: Workspace, words: tuple[str, ...], before: Callable[[], None
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(space.root / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     cli.ROOT = space.root
     os.chdir(space.root)
     machine.usable_cores = lambda limits: 1

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     if made.track_fields and submission.recipe.track != track.name:
         console.line(f"{track.track.says} {track.track.says_not}")
     space = workspace(options)
-    before_torch(options)
+    before_torch(options, made.recipe.precision.deterministic)
     with ledger.span("import"):
         from bench.run import RunRequest
         from bench.run import run as conduct
@@ -94,7 +94,6 @@ def finish(path: Path, space: Workspace, made: Any, as_json: bool) -> None:
 
 def replay(options: argparse.Namespace) -> int:
     """`bench replay`."""
-    before_torch(options)
     from bench.host.console import Console
     from bench.host.machine import detect
     from bench.host.planning import plan_submission
@@ -112,10 +111,11 @@ def replay(options: argparse.Namespace) -> int:
     submission = Submission(run_of.recipe, recipe, run_of.recipe_sha256)
     facts = detect(options.device, environment=options.environment)
     planned = plan_submission(submission, track, facts, space, options.environment)
+    before_torch(options, recipe.precision.deterministic)
     from bench.replay import open_rerun
     from bench.replay import replay as execute
 
-    rerun, console = open_rerun(stored, planned, space), Console(quiet=options.json)
+    rerun, console = open_rerun(stored, planned, space, options.environment), Console(quiet=options.json)
     nonce = options.nonce or secrets.token_hex(8)
     outcome = execute(stored, rerun, nonce, options.segments, facts.device_name, console.line)
     path = write_replay(space.replays, outcome)

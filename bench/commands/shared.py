@@ -39,9 +39,11 @@ def planned(options: argparse.Namespace, own_by_default: bool) -> Planned:
     )
 
 
-def before_torch(options: argparse.Namespace) -> None:
-    """Settings that torch and the C library read once; call before anything imports torch."""
+def before_torch(options: argparse.Namespace, deterministic: bool = False) -> None:
+    """Settings that torch, CUDA and the C library read once; call before anything imports torch."""
     from bench.host.allocator import tune_allocator
 
+    if deterministic:
+        options.environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     options.environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(workspace(options).compile_cache))
     tune_allocator()

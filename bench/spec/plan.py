@@ -12,7 +12,7 @@ from bench.spec.batch_ramp import BatchRamp, is_on, planned_steps
 from bench.spec.memory import MemoryEstimate, estimate_memory, fitting_sequences
 from bench.spec.recipe import Recipe, Schedule
 from bench.spec.scaling import REFERENCE_DEPTH, Rates, batch_tokens, scaled_rates, tau
-from bench.spec.submission import Submission, sha256
+from bench.spec.submission import Submission, method_sha256, sha256
 from bench.spec.track import NamedTrack, horizon_kind, horizon_tokens, on_track, scale_fields
 from kernels.choices import ALWAYS, CUDA_ONLY, IMPLEMENTATIONS, Choice, choose
 from model.config import (
@@ -88,17 +88,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sha256(self) -> str:
-        """Hash of all that follows from recipe and track; not of what the machine fits into given seconds."""
-        iterations = 0 if self.horizon == "seconds" else self.iterations
+        """Hash of what follows from recipe and track; not of what the machine fits into given seconds.
+
+        Nor of levers that are off: one that comes to be makes no older run another, to resume or to replay.
+        """
         derived: dict[str, Any] = {
-            "recipe": self.recipe,
-            "model": self.model,
-            "schedule": self.schedule,
-            "rates": self.rates,
+            "recipe": method_sha256(self.recipe),
+            "parameters": {group: count for group, count in self.parameters.items() if count},
+            "flops_per_token": self.flops_per_token,
+            "matrix_lr": self.matrix_lr,
+            "weight_decay": self.weight_decay,
+            "batch_tokens": self.batch_tokens,
+            "iterations": 0 if self.horizon == "seconds" else self.iterations,
         }
         if is_on(self.recipe.schedule.batch_warmup):  # only then do the results depend on the micro-batches
             derived |= {"ramp": self.batch_ramp, "micro": self.batch_tokens // self.accumulation}
-        return sha256(derived | {"batch": self.batch_tokens, "iterations": iterations})
+        return sha256(derived)
 
     def tokens_before(self, step: int) -> int:
         """Tokens that the steps before this one train on."""

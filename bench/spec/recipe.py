@@ -160,6 +160,10 @@ class Precision(Table, frozen=True, kw_only=True):
     fp8_min_dim: Annotated[
         int, Meta(ge=16, le=2**16, description="matrices with a smaller side stay in compute")
     ] = 128
+    deterministic: Annotated[
+        bool,
+        Meta(description="torch's deterministic algorithms: the same bits each time, as on any CPU"),
+    ] = False
 
 
 class Kernels(Table, frozen=True, kw_only=True):
