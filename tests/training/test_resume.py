@@ -114,7 +114,7 @@ def test_killed_between_two_changes_on_disk(
 
 @pytest.mark.slow
 def test_killed_at_every_change_on_disk(whole: StoredRecord, data: Path, tmp_path: Path) -> None:
-    for number in count(1, 3):
+    for number in count(1, 5):
         space = tiny.checkout(tmp_path / str(number), data)
         fault = partial(kill_at_change, str(space.root), number)
         code, _ = tiny.bench(space, *tiny.run_words(), before=fault)
