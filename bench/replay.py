@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from bench.data.loader import Loader
 from bench.data.prepared import Prepared
 from bench.data.text import prepared_text
 from bench.errors import DataError, PlanRefused, VerificationFailed
@@ -34,7 +33,7 @@ from bench.records.trace import Drawable, Step, Trace, trace_of
 from bench.spec.plan import Plan
 from bench.spec.workspace import Workspace
 from bench.training import checkpoint
-from bench.training.build import build_trainer, loop_config, seed_stream
+from bench.training.build import build_trainer, loop_config, open_loader, seed_stream
 from bench.training.loop import StepsDone, Trainer, train
 from bench.training_run import REPLAY_FOLDER
 
@@ -100,16 +99,7 @@ class Rerun(NamedTuple):
         config = loop_config(plan)._replace(
             log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=0, state_steps=frozenset()
         )
-        with Loader(
-            self.prepared,
-            plan.model.sequence_length,
-            plan.device_sequences,
-            plan.batch_ramp,
-            rank=0,
-            world_size=1,
-            seed=seed_stream(self.seed, "data"),
-            device_pin=self.device.is_pinned_memory_allowed,
-        ) as loader:
+        with open_loader(plan, self.prepared, self.seed, self.device) as loader:
             loader.seek(segment.start)
             batches = (batch.to(self.device.torch_device) for batch in loader)
             events = train(trainer, batches, config, self._total_steps, segment.start)

@@ -19,7 +19,7 @@ from bench.records.events import EventLog
 from bench.records.progress import RunProgress
 from bench.spec.plan import Plan
 from bench.training import checkpoint
-from bench.training.build import loop_config, seed_stream
+from bench.training.build import loop_config, open_loader
 from bench.training.horizon import steps_within
 from bench.training.loop import CheckpointDue, Diverged, EvalDue, Event, StateDue, StepsDone, Trainer, train
 from bench.training.segments import segments
@@ -62,16 +62,7 @@ class TrainingRun:
         plan, first = self.plan, self.progress.step
         if not first:
             self._note_state(trainer)
-        with Loader(
-            self.prepared,
-            plan.model.sequence_length,
-            plan.device_sequences,
-            plan.batch_ramp,
-            rank=0,
-            world_size=1,
-            seed=seed_stream(self.seed, "data"),
-            device_pin=self.device.is_pinned_memory_allowed,
-        ) as loader:
+        with open_loader(plan, self.prepared, self.seed, self.device) as loader:
             loader.seek(first)
             events = train(trainer, self._batches(loader), loop_config(plan), self._total_steps, first)
             while True:

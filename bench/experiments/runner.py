@@ -44,7 +44,7 @@ def run_seed(recipe: Path, track: str, seed_index: int, place: Place, output: IO
 def _was_cut_off(folder: Path) -> bool:
     """Whether a run's log stops short of its end; what a finished run left behind is none to resume."""
     log = folder / "events.jsonl"
-    return log.is_file() and b'"run_stop"' not in log.read_bytes().rsplit(b"\n", 2)[-2:][0]
+    return log.is_file() and b'"run_stop"' not in log.read_bytes()
 
 
 def run_seeds(recipe: Path, track: str, seed_indices: Iterable[int], place: Place) -> int:

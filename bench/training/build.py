@@ -1,4 +1,4 @@
-"""A plan's model and optimizer on a device."""
+"""A plan's model, optimizer and batches on a device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bench.data.loader import Loader
+from bench.data.prepared import Prepared
+from bench.host.device import Device
 from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan
 from bench.spec.recipe import AdamW
@@ -75,6 +78,20 @@ def loop_config(plan: Plan) -> LoopConfig:
         state_steps=frozenset(step for segment in segments(plan.iterations) for step in segment),
         collect_every_steps=recipe.compile.manual_gc_every_steps,
         ramp=plan.batch_ramp if is_on(recipe.schedule.batch_warmup) else None,
+    )
+
+
+def open_loader(plan: Plan, prepared: Prepared, seed: int, device: Device) -> Loader:
+    """The batches of a run, in the order that its seed gives."""
+    return Loader(
+        prepared,
+        plan.model.sequence_length,
+        plan.device_sequences,
+        plan.batch_ramp,
+        rank=0,
+        world_size=1,
+        seed=seed_stream(seed, "data"),
+        device_pin=device.is_pinned_memory_allowed,
     )
 
 
