@@ -51,7 +51,7 @@ help: ## this list
 setup: $(STAMP) ## build .venv from requirements.lock and the torch pin [TORCH_INDEX= TRITON=1 PYTHON=]
 
 bench: $(STAMP) ## train, evaluate and record a recipe: SUB= [TRACK= SEED= DATA= ARGS=]
-	@$(BENCH) run $(RECIPE) $(OPTIONS)
+	@$(BENCH) launch $(RECIPE) $(OPTIONS)
 
 plan: $(STAMP) ## what a run would do, cost and need: SUB= [TRACK= ARGS=]
 	@$(BENCH) plan $(RECIPE) $(OPTIONS)

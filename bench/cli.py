@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return report(error, debug)
     except KeyboardInterrupt:
         command = next((word for word in words if not word.startswith("-")), "")
-        resume = " with --resume" if command == "run" else ""
+        resume = " with --resume" if command in ("run", "launch") else ""
         hint = f"the same command{resume} goes on from what is kept"
         return report(Interrupted("interrupted", hint), debug)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
@@ -115,6 +115,9 @@ PROVING = "--device --kernel --implementation --examples --example-seed --data"
 MEASURING = "--device --kernel --shapes --rounds"
 CHECKING = "--device --out --data --seconds"
 ASKING = "--max-per-task --baselines --squad --bundle --device --data --json --lm-eval-table"
+IMAGINING = "--world --nodes --link --network"
+RUNNING = "--seed --seeds --resume --json"
+LAUNCHING = f"{RUNNING} --nodes --node-rank --rendezvous"
 REPLAYING = "record --segments --nonce --device --data --json"
 GATING = "--baseline --track --target --cycle --phase --miniseries --concern"
 SHAPING = "--params --head-dim --tied --balanced --fastest --tolerance"
@@ -126,9 +129,10 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("check", recipes.check, "check recipes and list every problem", "recipes --json"),
     ("show", recipes.show, "print a recipe with its bases resolved", "recipe --json"),
     ("diff", recipes.diff, "print what sets two recipes apart", "a b --json"),
-    ("plan", recipes.plan, "print what a run would do, cost and need", f"{CHOSEN} --json"),
+    ("plan", recipes.plan, "print what a run would do, cost and need", f"{CHOSEN} {IMAGINING} --json"),
     ("prove", kernels.prove, "check kernels against their references on this device", f"{PROVING} --json"),
-    ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} --seed --seeds --resume --json"),
+    ("run", device.run, "train, evaluate and record a recipe", f"{CHOSEN} {RUNNING}"),
+    ("launch", device.launch, "`run` on every device of the track", f"{CHOSEN} {LAUNCHING}"),
     ("replay", device.replay, "execute drawn segments of a recorded run again", REPLAYING),
     ("core", core.core, "score a checkpoint on CORE's 22 tasks", f"checkpoint {ASKING}"),
     ("compare", experiments.compare, "what the records tell of two recipes", COMPARING),
@@ -171,6 +175,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--device": {"choices": ("cuda", "mps", "cpu"), "help": "default: the best there is"},
     "--data": {"type": Path, "help": "data folder; default: .data of the checkout"},
     "--resume": {"action": "store_true", "help": "continue from the newest whole checkpoint"},
+    "--nodes": {"type": whole(1, 4096), "default": 1, "help": "machines of the run (default 1)"},
+    "--node-rank": {"type": whole(0, 4095), "default": 0, "help": "which of them this is, from 0"},
+    "--world": {"type": whole(1, 4096), "metavar": "N", "help": "plan for N devices, and predict their step"},
+    "--link": {"type": number, "metavar": "GB/s", "help": "a device's to others of its machine, one way"},
+    "--network": {"type": number, "metavar": "GB/s", "help": "a device's to other machines, one way"},
+    "--rendezvous": {"metavar": "HOST:PORT", "help": "where the machines meet: a free port of the first"},
     "--json": {"action": "store_true", "help": "JSON on standard output"},
     "--base": {"default": "run6-fixed", "help": "the recipe it stands on (default run6-fixed)"},
     "--commit": {"action": "store_true", "help": "make the branch and the commit; nothing is pushed"},

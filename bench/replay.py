@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench.data.prepared import Prepared
-from bench.data.text import prepared_text
+from bench.data.text import text_of
 from bench.errors import DataError, PlanRefused, VerificationFailed
 from bench.evaluation.probes import weights_sha256
 from bench.experiments.distributions import t_quantile
@@ -35,6 +35,7 @@ from bench.spec.workspace import Workspace
 from bench.training import checkpoint
 from bench.training.build import build_trainer, loop_config, open_loader, seed_stream
 from bench.training.loop import StepsDone, Trainer, train
+from bench.training.run_folder import folder_path
 from bench.training_run import REPLAY_FOLDER
 
 # Nats a token: a difference of the mean loss over a segment that is no other training. Six times the
@@ -176,6 +177,11 @@ def open_rerun(
             f"{stored.path}: this machine, track and code plan another run",
             f"replay it on {record.machine.machine_class} at commit {record.identity.git_commit[:12]}",
         )
+    if plan.world_size > 1:
+        raise PlanRefused(
+            f"{stored.path}: trained on {plan.world_size} devices, a replay runs on one",
+            "its other checks stand: `bench verify`",
+        )
     trace = trace_of(read_events(stored.events_path.read_bytes(), str(stored.events_path)))
     prepared = _prepared(record, plan, planned.facts, space)
     device = open_device(planned.facts.device_kind)
@@ -187,22 +193,14 @@ def open_rerun(
         environment=environment,
     )
     run_of = record.identity
-    kept = space.runs / run_of.track / run_of.recipe / str(run_of.seed_index) / REPLAY_FOLDER
+    kept = folder_path(space.runs, run_of.track, run_of.recipe, run_of.seed_index) / REPLAY_FOLDER
     is_bitwise = device.kind == "cpu" or is_deterministic
     return Rerun(plan, run_of.seed, device, prepared, kept, trace, is_bitwise)
 
 
 def _prepared(record: Record, plan: Plan, facts: MachineFacts, space: Workspace) -> Prepared:
     recipe = plan.recipe
-    corpus, prepared = prepared_text(
-        recipe.data.dataset,
-        recipe.model.vocab_size,
-        space.data,
-        validation_bytes=recipe.eval.validation_bytes,
-        tokenizer_chars=recipe.data.tokenizer_chars,
-        shards=recipe.data.shards,
-        workers=facts.cpu_cores,
-    )
+    corpus, prepared = text_of(recipe, space.data, facts.cpu_cores)
     found = (corpus.sha256, prepared.facts.tokenizer_sha256)
     if found != (record.data.corpus_sha256, record.data.tokenizer_sha256):
         raise DataError(

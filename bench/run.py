@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
+import torch
 
 from bench.data.corpus import Corpus
 from bench.data.prepared import Prepared
-from bench.data.text import prepared_text
-from bench.errors import Diverged, PlanRefused, RecipeError
+from bench.data.text import text_of
+from bench.errors import DataError, Diverged, PlanRefused, RecipeError
 from bench.evaluation.bits_per_byte import BitsPerByte, bestfit_bpb
 from bench.evaluation.core.phase import CorePhase, core_phase
 from bench.evaluation.core.result import CoreScore
@@ -26,6 +28,7 @@ from bench.host.provenance import provenance
 from bench.proving.gate import proofs_for
 from bench.proving.proof import Proof
 from bench.records.assemble import Measured, Outcome, assemble
+from bench.records.events import EventLog
 from bench.records.progress import RunProgress, open_log, read_progress
 from bench.records.schema import decode, encode
 from bench.records.store import folder_of, next_seed_index, write_once
@@ -39,9 +42,12 @@ from bench.training.build import build_trainer, seed_stream
 from bench.training.garbage import collected_by_hand
 from bench.training.loop import Trainer, warm_up
 from bench.training.out_of_memory import memory_explained
-from bench.training.run_folder import require_folder, run_folder
+from bench.training.ranks import Ranks, joined
+from bench.training.run_folder import folder_path, held, require_folder
 from bench.training_run import REPLAY_FOLDER, TrainingRun
 from kernels.counting import dispatches
+
+EVENTS_FILE = "events.jsonl"
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,23 +65,35 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]  # what the reader of the record must know before reading it
 
 
-def run(request: RunRequest, ledger: Ledger, console: Console) -> Path:
-    """Carry out one run and write its record; returns the record's path.
+def run(request: RunRequest, ledger: Ledger, console: Console) -> Path | None:
+    """Carry out one run and write its record; returns the record's path, or None on any rank but the first.
 
     Raises:
         BenchError: with its exit code; a diverged run's record is written before Diverged is raised.
     """
     if request.plan.refusals:
         raise PlanRefused(request.plan.refusals[0], "`bench plan` shows the numbers")
+    with joined(request.environment, request.plan.world_size) as ranks:
+        # What the machine's free memory or another process could make differ, the first rank decides.
+        plan, index = ranks.share((request.plan, request.seed_index))
+        request = msgspec.structs.replace(request, plan=plan, seed_index=index)
+        console = console if ranks.is_first else Console(quiet=True)
+        return _run(request, ledger, console, ranks)
+
+
+def _run(request: RunRequest, ledger: Ledger, console: Console, ranks: Ranks) -> Path | None:
     track, name, records = request.track.name, request.submission.name, request.workspace.records
     index = request.seed_index
     if index is None:
-        index = next_seed_index(records, track, name)
+        index = ranks.share(next_seed_index(records, track, name))
     if index < 0:
         raise RecipeError(f"--seed {index}: seeds are counted from 0", "leave it out for the next one")
-    require_folder(folder_of(records, track, name))  # before hours of training, not after
-    with run_folder(request.workspace.runs, track, name, index) as folder:
-        return _Conductor(request, ledger, console, folder, index).conduct()
+    folder = folder_path(request.workspace.runs, track, name, index)
+    if ranks.is_first:
+        require_folder(folder_of(records, track, name))  # before hours of training, not after
+    with held(folder) if ranks.is_first else nullcontext():
+        ranks.wait()  # until the first one holds it
+        return _Conductor(request, ledger, console, folder, index, ranks).conduct()
 
 
 class _Conductor:
@@ -91,38 +109,38 @@ class _Conductor:
     training: TrainingRun
 
     def __init__(
-        self, request: RunRequest, ledger: Ledger, console: Console, folder: Path, index: int
+        self,
+        request: RunRequest,
+        ledger: Ledger,
+        console: Console,
+        folder: Path,
+        index: int,
+        ranks: Ranks,
     ) -> None:
-        self.request, self.plan, self.ledger, self.console = request, request.plan, ledger, console
+        self.ranks, self.request, self.plan = ranks, request, request.plan
+        self.ledger, self.console = ledger, console
         self.folder, self.index = folder, index
         self.seed = seed_value(request.track.track, index)
         self.progress = RunProgress()
         self.num_competing = 0
 
-    def conduct(self) -> Path:
+    def conduct(self) -> Path | None:
         """The whole flow, one stage a line."""
-        facts, environment = self.request.facts, self.request.environment
-        self.num_competing = len(competing_processes())
-        with self.ledger.span("data"):
+        environment = self.request.environment
+        self.num_competing = len(competing_processes(with_siblings=self.ranks.size == 1))
+        with self.ledger.span("data"), self.ranks.in_turn():
             self._open_data()
-        self.device = open_device(facts.device_kind)
-        self.ledger.synchronize = self.device.synchronize
-        self.settings = configure(
-            self.device,
-            cpu_cores=facts.cpu_cores,
-            deterministic=self.plan.recipe.precision.deterministic,
-            environment=environment,
-        )
-        with self.ledger.span("proof"):
+        self._open_device()
+        with self.ledger.span("proof"), self.ranks.in_turn():
             self._prove()
         with memory_explained(self.device, self.plan):
             trainer = self._trainer()
             resume_at = self._restore(trainer) if self.request.resume else None
-            if resume_at is None:
+            if resume_at is None and self.ranks.is_first:
                 checkpoint.clear(self.folder)
                 checkpoint.clear(self.folder / REPLAY_FOLDER)
             self.training = self._training()
-            with open_log(self.folder / "events.jsonl", resume_at) as self.training.log:
+            with self._open_log(resume_at) as self.training.log:
                 if resume_at is None:
                     recipe = self.request.submission.sha256
                     self.training.write("run_start", recipe=recipe, plan=self.plan.sha256, seed=self.seed)
@@ -136,8 +154,28 @@ class _Conductor:
                 self.training.write("run_stop", status="ok" if documents else "diverged")
         return self._record(Outcome(coverage, meter.energy, documents, bestfit, probes, features, core))
 
-    def _record(self, outcome: Outcome) -> Path:
-        request = self.request
+    def _open_device(self) -> None:
+        self.device = open_device(self.request.facts.device_kind, index=self.ranks.local_rank)
+        self.ledger.synchronize = self.device.synchronize
+        self.settings = self.ranks.settings() | configure(
+            self.device,
+            cpu_cores=max(self.request.facts.cpu_cores // self.ranks.local_size, 1),
+            deterministic=self.plan.recipe.precision.deterministic,
+            environment=self.request.environment,
+        )
+        self.ranks.mean(torch.zeros(1, device=self.device.torch_device))  # connects the devices
+
+    def _open_log(self, resume_at: tuple[int, str] | None) -> AbstractContextManager[EventLog]:
+        """The run's log on the first rank; the others' are for whoever looks for a fault."""
+        if self.ranks.is_first:
+            return open_log(self.folder / EVENTS_FILE, resume_at)
+        return open_log(self.folder / f"rank-{self.ranks.rank}.jsonl", None)
+
+    def _record(self, outcome: Outcome) -> Path | None:
+        request, memory = self.request, self.device.peak_memory()
+        most_bytes = self.ranks.largest(memory.bytes)
+        if not self.ranks.is_first:
+            return None
         measured = Measured(
             submission=request.submission,
             track=request.track,
@@ -152,7 +190,7 @@ class _Conductor:
             prepared=self.prepared,
             progress=self.progress,
             outcome=outcome,
-            memory=self.device.peak_memory(),
+            memory=msgspec.structs.replace(memory, bytes=most_bytes),
             ledger=self.ledger.close(),
             proofs=self.proofs,
             dispatches=self.training.dispatches(),
@@ -173,15 +211,7 @@ class _Conductor:
         recipe, facts = self.plan.recipe, self.request.facts
         self.core = core_phase(self.request.track.track.score, self.request.workspace.data, facts.cpu_cores)
         self.console.line(f"data: {recipe.data.dataset}, {recipe.model.vocab_size:,}-token vocabulary")
-        self.corpus, self.prepared = prepared_text(
-            recipe.data.dataset,
-            recipe.model.vocab_size,
-            self.request.workspace.data,
-            validation_bytes=recipe.eval.validation_bytes,
-            tokenizer_chars=recipe.data.tokenizer_chars,
-            shards=recipe.data.shards,
-            workers=facts.cpu_cores,
-        )
+        self.corpus, self.prepared = text_of(recipe, self.request.workspace.data, facts.cpu_cores)
 
     def _prove(self) -> None:
         """A valid proof of every fused kernel of the plan on this device, or no training."""
@@ -195,23 +225,30 @@ class _Conductor:
         with self.ledger.span("compile" if self.plan.compiled else "warmup"):
             dtype = self.device.compute_dtype(self.plan.recipe.precision.compute)
             self.device.seed_everything(seed_stream(self.seed, "torch"))
-            return build_trainer(self.plan, self.device.torch_device, dtype, self.seed)
+            return build_trainer(self.plan, self.device.torch_device, dtype, self.seed, self.ranks.group)
 
     def _restore(self, trainer: Trainer) -> tuple[int, str] | None:
         """Put the newest checkpoint back; where the event log then stands, or None without a checkpoint."""
         with self.ledger.span("checkpoint"):
             found = checkpoint.newest_whole(self.folder, self.plan.sha256, self.seed)
+            step = -1 if found is None else found[0].step
+            if self.ranks.agreed(step) != step:
+                raise DataError(
+                    f"rank {self.ranks.rank} finds another checkpoint in {self.folder} than the first rank",
+                    "--resume over machines needs a runs folder that they share",
+                )
             if found is None:
                 self.console.line("no checkpoint: starting from step 0")
                 return None
             state, tensors = found
             checkpoint.restore(tensors, trainer)
-            self.progress = read_progress(self.folder / "events.jsonl", state)
+            self.progress = read_progress(self.folder / EVENTS_FILE, state)
             self.console.line(f"resuming after step {state.step}")
         return state.events_bytes, state.events_tip
 
     def _training(self) -> TrainingRun:
         return TrainingRun(
+            ranks=self.ranks,
             plan=self.plan,
             seed=self.seed,
             folder=self.folder,
@@ -243,12 +280,12 @@ class _Conductor:
         self.console.line("evaluating")
         with self.ledger.span("eval"):
             model, device = trainer.model, self.device.torch_device
-            num_tokens = self.prepared.facts.validation.num_tokens
+            num_tokens, rows = self.prepared.facts.validation.num_tokens, self.plan.device_sequences
             before = weights_sha256(model)
             documents = self.training.score(trainer)
             if documents is None:
                 return None, None, None
-            bestfit = bestfit_bpb(model, self.prepared, self.plan.device_sequences, num_tokens, device)
+            bestfit = bestfit_bpb(model, self.prepared, rows, num_tokens, device, self.ranks)
             probes = probe(model, device, seed_stream(self.seed, "probe"))
             check_frozen(before, probes.weights_sha256)
         return documents, bestfit, probes
@@ -258,7 +295,9 @@ class _Conductor:
         if self.core is None:
             return None
         with self.ledger.span("core"):
-            core = self.core.score(trainer.model, self.prepared, self.device, self.folder, self.console)
+            core = self.core.score(
+                trainer.model, self.prepared, self.device, self.folder, self.console, self.ranks
+            )
         self.training.write(
             "core", metric_id=core.metric_id, value=core.value, standard_error=core.standard_error
         )

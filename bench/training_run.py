@@ -22,6 +22,7 @@ from bench.training import checkpoint
 from bench.training.build import loop_config, open_loader
 from bench.training.horizon import steps_within
 from bench.training.loop import CheckpointDue, Diverged, EvalDue, Event, StateDue, StepsDone, Trainer, train
+from bench.training.ranks import Ranks
 from bench.training.segments import segments
 from kernels.counting import dispatches
 
@@ -35,6 +36,7 @@ class TrainingRun:
         folder: the run's own, for checkpoints.
         progress: empty, or that of the processes this one continues.
         dispatched_before: what `kernels.counting.dispatches` said before anything of the run ran.
+        ranks: who shares the run; each carries out every event, the first one alone writes.
     """
 
     log: EventLog
@@ -42,6 +44,7 @@ class TrainingRun:
     def __init__(
         self,
         *,
+        ranks: Ranks,
         plan: Plan,
         seed: int,
         folder: Path,
@@ -52,7 +55,7 @@ class TrainingRun:
         console: Console,
         dispatched_before: dict[str, int],
     ) -> None:
-        self.plan, self.seed, self.folder, self.device = plan, seed, folder, device
+        self.ranks, self.plan, self.seed, self.folder, self.device = ranks, plan, seed, folder, device
         self.prepared, self.progress, self.ledger, self.console = prepared, progress, ledger, console
         self.dispatched_before = dispatched_before
         self.saved_step = progress.step
@@ -62,9 +65,11 @@ class TrainingRun:
         plan, first = self.plan, self.progress.step
         if not first:
             self._note_state(trainer)
-        with open_loader(plan, self.prepared, self.seed, self.device) as loader:
+        with open_loader(plan, self.prepared, self.seed, self.device, self.ranks) as loader:
             loader.seek(first)
-            events = train(trainer, self._batches(loader), loop_config(plan), self._total_steps, first)
+            batches, mean = self._batches(loader), self.ranks.mean
+            self.ranks.wait()  # for the slowest to compile
+            events = train(trainer, batches, loop_config(plan), self._total_steps, first, mean)
             while True:
                 with self.ledger.span("train"):
                     event = next(events, None)
@@ -80,7 +85,8 @@ class TrainingRun:
             self._on_steps(event)
             self.device.sample_memory()
             sample()
-        elif isinstance(event, EvalDue):
+            return
+        if isinstance(event, EvalDue):
             with self.ledger.span("eval"):
                 self.score(trainer)
         elif isinstance(event, StateDue):
@@ -89,6 +95,7 @@ class TrainingRun:
             self.save(trainer)
         elif isinstance(event, Diverged):
             self._on_divergence(event.step)
+        self.ranks.wait()  # off the clock, or the next step would wait for the first rank's files
 
     def _batches(self, loader: Loader) -> Iterator[Batch]:
         while True:
@@ -105,7 +112,8 @@ class TrainingRun:
         budget_s = self.plan.recipe.horizon.seconds
         if budget_s is None:
             return self.plan.iterations
-        return steps_within(budget_s, step, self._official_s(), estimate=self.plan.iterations)
+        total = steps_within(budget_s, step, self._official_s(), estimate=self.plan.iterations)
+        return self.ranks.agreed(total)
 
     def _on_steps(self, event: StepsDone) -> None:
         progress, total = self.progress, self._total_steps(event.step)
@@ -139,9 +147,8 @@ class TrainingRun:
     def score(self, trainer: Trainer) -> BitsPerByte | None:
         """Validation as of this step; a value that is not finite is a divergence, and None."""
         step = self.progress.step
-        result = documents_bpb(
-            trainer.model, self.prepared, self.plan.device_sequences, self.device.torch_device
-        )
+        rows, device = self.plan.device_sequences, self.device.torch_device
+        result = documents_bpb(trainer.model, self.prepared, rows, device, ranks=self.ranks)
         if not math.isfinite(result.value):
             self._on_divergence(step)
             return None
@@ -158,8 +165,8 @@ class TrainingRun:
         with self.ledger.span("checkpoint"):
             kept_sha256 = ""
             if step and step in {segment.start for segment in segments(self.plan.iterations)}:
-                kept = checkpoint.save(self.folder / REPLAY_FOLDER, trainer, self._state(), keep=None)
-                kept_sha256 = sha256_file(kept / checkpoint.TENSORS_FILE)
+                kept = self._saved(trainer, self.folder / REPLAY_FOLDER, keep=None)
+                kept_sha256 = sha256_file(kept / checkpoint.TENSORS_FILE) if self.ranks.is_first else ""
             weights = weights_sha256(trainer.model)
         self.write("state", step=step, weights_sha256=weights, kept_sha256=kept_sha256)
 
@@ -169,19 +176,27 @@ class TrainingRun:
         if step == self.saved_step:  # resumed here: the one there is whole, to replace it would risk it
             return
         with self.ledger.span("checkpoint"):
-            self.log.sync()
-            checkpoint.save(self.folder, trainer, self._state(), self.prepared.tokenizer_path)
+            self._saved(trainer, self.folder, self.prepared.tokenizer_path)
         self.saved_step = step
 
-    def _state(self) -> checkpoint.RunState:
-        return self.progress.state(self.plan.sha256, self.seed, self.log, self.ledger, self.dispatches())
+    def _saved(
+        self,
+        trainer: Trainer,
+        folder: Path,
+        tokenizer: Path | None = None,
+        keep: int | None = checkpoint.KEEP,
+    ) -> Path:
+        """The checkpoint of this step, to which every rank gives its share."""
+        self.log.sync()
+        state = self.progress.state(self.plan.sha256, self.seed, self.log, self.ledger, self.dispatches())
+        return checkpoint.save(folder, trainer, state, tokenizer, keep, writes=self.ranks.is_first)
 
     def dispatches(self) -> dict[str, int]:
         """How often each implementation ran in the run so far."""
         return self.progress.dispatches(dispatches(since=self.dispatched_before))
 
     def write(self, key: str, **value: object) -> None:
-        """Append an event to the run's log."""
+        """Append an event to the run's log; the first rank's is the run's."""
         time_s = self.ledger.running_total(*CATEGORIES) + sum(self.progress.carried_s.values())
         self.log.append(key, time_s, **value)
         self.progress.num_events += 1

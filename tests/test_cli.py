@@ -21,7 +21,7 @@ from tests.spec.recipes import SHIPPED, corrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    *("new", "check", "show", "diff", "plan", "prove", "run", "replay", "core"),
+    *("new", "check", "show", "diff", "plan", "prove", "run", "launch", "replay", "core"),
     *("compare", "gate", "arch", "sweep", "verify", "submit", "leaderboard", "export"),
     *("data", "perf", "perf-levers", "kernels", "doctor", "gpu-check"),
 )

@@ -28,7 +28,7 @@ from bench.records.schema import encode
 from bench.records.store import read_all
 from bench.spec.workspace import Workspace
 from bench.training import checkpoint, loop
-from bench.training.run_folder import run_folder
+from bench.training.run_folder import folder_path, held
 from tests import tiny
 
 
@@ -181,7 +181,7 @@ def test_an_evaluation_that_trains_is_refused(space: Workspace, monkeypatch: pyt
 
 
 def test_a_second_run_of_the_same_seed_is_refused(space: Workspace) -> None:
-    with run_folder(space.runs, "tiny", "tiny", 0):
+    with held(folder_path(space.runs, "tiny", "tiny", 0)):
         code, output = tiny.bench(space, *tiny.run_words())
     assert code == PlanRefused.exit_code == 3
     assert f"is being run by process {os.getpid()}" in output

@@ -1,4 +1,4 @@
-"""Commands that train: run, replay, perf, perf-levers."""
+"""Commands that train: run, launch, replay, perf, perf-levers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.commands.shared import before_torch, emit, planned, workspace
-from bench.errors import Diverged, RecipeError, VerificationFailed
+from bench.errors import Diverged, PlanRefused, RecipeError, VerificationFailed
 from bench.spec.workspace import Workspace
 
 if TYPE_CHECKING:
+    from bench.host.clock import Ledger
+    from bench.host.planning import Planned
     from bench.perf_levers import LeverCost
 
 
@@ -23,10 +25,40 @@ def run(options: argparse.Namespace) -> int:
     from bench.host.clock import Ledger
 
     ledger = Ledger.start()
-    submission, track, made, facts, sentence = planned(options, own_by_default=False)
+    return _conduct(options, planned(options, own_by_default=False), ledger)
+
+
+def launch(options: argparse.Namespace) -> int:
+    """`bench launch`: `bench run` on every device of the track."""
+    if options.seeds is not None:
+        return run_series(options)
+    from bench.host.clock import Ledger
+
+    ledger = Ledger.start()
+    options.environment["GROUP_WORLD_SIZE"] = str(options.nodes)  # as torchrun tells its processes
+    found = planned(options, own_by_default=False)
+    if found.plan.world_size == 1:
+        return _conduct(options, found, ledger)
+    if found.plan.refusals:
+        raise PlanRefused(found.plan.refusals[0], "`bench plan` shows the numbers")
+    from bench.training.launch import Place
+    from bench.training.launch import launch as start
+
+    words = ["run", str(options.recipe), "--track", found.track.name]
+    for name in ("device", "data", "seed"):
+        value = getattr(options, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    words += [f"--{name}" for name in ("resume", "json") if getattr(options, name)]
+    place = Place(options.nodes, options.node_rank, options.rendezvous)
+    return start(words, found.plan.world_size, place, options.environment)
+
+
+def _conduct(options: argparse.Namespace, found: Planned, ledger: Ledger) -> int:
     from bench.host.console import Console
 
-    console = Console(quiet=options.json)
+    submission, track, made, facts, sentence = found
+    is_first = options.environment.get("RANK", "0") == "0"
+    console = Console(quiet=options.json or not is_first)
     console.line(f"{submission.name} on {track.name}" + (f" ({sentence})" if sentence else ""))
     if made.track_fields and submission.recipe.track != track.name:
         console.line(f"{track.track.says} {track.track.says_not}")
@@ -54,7 +86,8 @@ def run(options: argparse.Namespace) -> int:
 
         write_board(space)
         raise
-    finish(path, space, made, options.json)
+    if path is not None:
+        finish(path, space, made, options.json)
     return 0
 
 

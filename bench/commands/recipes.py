@@ -87,7 +87,14 @@ def plan(options: argparse.Namespace) -> None:
     from bench.spec.plan_table import plan_table
 
     made = planned(options, own_by_default=True).plan
+    if options.world is None:
+        emit(made) if options.json else print(plan_table(made))
+        return
+    from bench.host.planning import links_of
+    from bench.spec.parallel import parallel_table, predict
+
+    step = predict(made, options.nodes, links_of(made, options.link, options.network))
     if options.json:
-        emit(made)
+        emit({"plan": made, "parallel": step})
     else:
-        print(plan_table(made))
+        print(f"{plan_table(made)}\n{parallel_table(step)}")

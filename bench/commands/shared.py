@@ -35,7 +35,13 @@ def planned(options: argparse.Namespace, own_by_default: bool) -> Planned:
 
     space = workspace(options)
     return plan_here(
-        options.recipe, options.track, options.device, space, options.environment, own_by_default
+        options.recipe,
+        options.track,
+        options.device,
+        space,
+        options.environment,
+        own_by_default,
+        getattr(options, "world", None),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.data.corpus import Corpus, open_corpus, tokenizer_for
 from bench.data.prepare import prepare
 from bench.data.prepared import Prepared
+from bench.spec.recipe import Recipe
 
 
 def prepared_text(
@@ -35,3 +36,16 @@ def prepared_text(
     corpus = open_corpus(dataset, folder, validation_bytes=validation_bytes, shards=shards, workers=workers)
     tokenizer = tokenizer_for(corpus, vocab_size, folder, tokenizer_chars)
     return corpus, prepare(corpus, tokenizer, folder, workers=workers, on_part=on_part)
+
+
+def text_of(recipe: Recipe, folder: Path, workers: int) -> tuple[Corpus, Prepared]:
+    """The text that a recipe trains on; see `prepared_text`."""
+    return prepared_text(
+        recipe.data.dataset,
+        recipe.model.vocab_size,
+        folder,
+        validation_bytes=recipe.eval.validation_bytes,
+        tokenizer_chars=recipe.data.tokenizer_chars,
+        shards=recipe.data.shards,
+        workers=workers,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import islice
 
 import msgspec
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bench.data.prepared import Prepared
 from bench.data.validation import bestfit_batches, document_rows
+from bench.training.ranks import ALONE, Ranks
 from model.gpt import GPT
 
 DOCUMENTS_METRIC = "bpb-documents-v1"
@@ -53,34 +55,44 @@ def documents_bpb(
     rows: int,
     device: torch.device,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> BitsPerByte:
-    """`bpb-documents-v1`.
+    """`bpb-documents-v1`, the same on every rank.
 
     Args:
         rows: rows at once; the value does not depend on it.
-        progress: called with the documents' rows done so far.
+        progress: called with the documents' rows done so far on this rank.
+        ranks: who shares the rows.
     """
     nats, tokens = 0.0, 0
-    for index, batch in enumerate(document_rows(prepared, model.config.sequence_length, rows, bucket=True)):
+    T = model.config.sequence_length
+    shared = document_rows(prepared, T, rows, bucket=True, rank=ranks.rank, world_size=ranks.size)
+    for index, batch in enumerate(shared):
         inputs = torch.from_numpy(batch.inputs).to(device)
         targets = torch.from_numpy(batch.targets)
         nats += float(_token_losses(model, inputs, targets.to(device)).sum())
         tokens += int((targets >= 0).sum())
         if progress is not None:
             progress((index + 1) * rows)
+    nats, num_tokens = ranks.totals(nats, tokens)
     num_bytes = prepared.facts.validation.text_bytes
     return BitsPerByte(
         metric_id=DOCUMENTS_METRIC,
         value=nats / (math.log(2.0) * num_bytes),
         nats=nats,
         num_bytes=num_bytes,
-        num_tokens=tokens,
+        num_tokens=int(num_tokens),
     )
 
 
 @torch.no_grad()
 def bestfit_bpb(
-    model: GPT, prepared: Prepared, rows: int, num_tokens: int, device: torch.device
+    model: GPT,
+    prepared: Prepared,
+    rows: int,
+    num_tokens: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> BitsPerByte:
     """`bpb-bestfit-v1` over about `num_tokens`; special tokens count neither nats nor bytes.
 
@@ -91,18 +103,19 @@ def bestfit_bpb(
     byte_lengths = torch.from_numpy(prepared.byte_lengths.copy())
     T = model.config.sequence_length
     num_rows, rows = whole_rows(num_tokens // T, rows)
-    for batch in bestfit_batches(prepared, T, rows, num_rows * T):
+    for batch in islice(bestfit_batches(prepared, T, rows, num_rows * T), ranks.rank, None, ranks.size):
         inputs, targets = torch.from_numpy(batch.inputs).to(device), torch.from_numpy(batch.targets)
         counted = byte_lengths[targets] > 0
         nats += float(_token_losses(model, inputs, targets.to(device))[counted].sum())
         num_bytes += batch.num_bytes
         tokens += int(counted.sum())
+    nats, total_bytes, total_tokens = ranks.totals(nats, num_bytes, tokens)
     return BitsPerByte(
         metric_id=BESTFIT_METRIC,
-        value=nats / (math.log(2.0) * num_bytes),
+        value=nats / (math.log(2.0) * total_bytes),
         nats=nats,
-        num_bytes=num_bytes,
-        num_tokens=tokens,
+        num_bytes=int(total_bytes),
+        num_tokens=int(total_tokens),
     )
 
 

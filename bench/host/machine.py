@@ -48,6 +48,7 @@ def detect(
         PlanRefused: the kind asked for is not on this machine.
     """
     environment = {} if environment is None else environment
+    nodes = int(environment.get("GROUP_WORLD_SIZE", "1"))  # of torchrun; one class of machine, so all alike
     found = list_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
     kind = _choose(kind, found)
     limits = cgroup_limits(root)
@@ -58,9 +59,9 @@ def detect(
     return MachineFacts(
         device_kind=kind,
         device_name=found.gpus[0].name if on_cuda else cpu_model,
-        device_count=len(found.gpus) if on_cuda else 1,
+        device_count=len(found.gpus) * nodes if on_cuda else 1,
         device_memory_bytes=min(gpu.memory_bytes for gpu in found.gpus) if on_cuda else ram_bytes,
-        gpus=found.gpus if on_cuda else (),
+        gpus=found.gpus * nodes if on_cuda else (),
         gpu_reason=found.reason,
         driver_version=found.driver_version,
         cpu_model=cpu_model,
@@ -98,11 +99,18 @@ def usable_cores(limits: CgroupLimits) -> int:
     return max(1, min(affinity, int(limits.cpu_cores or affinity)))
 
 
-def competing_processes(*, busy_share: float = 0.2, sample_s: float = 0.1) -> frozenset[int]:
-    """Ids of other processes, our own children excepted, that used more than this share of one core."""
+def competing_processes(
+    *, busy_share: float = 0.2, sample_s: float = 0.1, with_siblings: bool = True
+) -> frozenset[int]:
+    """Ids of other processes, our own children excepted, that used more than this share of one core.
+
+    Args:
+        with_siblings: count our parent's other children too; not where they are ranks of this run.
+    """
     import psutil  # 25 ms, which a plan does not need
 
-    ours = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    root = psutil.Process(os.getpid() if with_siblings else os.getppid())
+    ours = {root.pid, *(child.pid for child in root.children(recursive=True))}
     before = _cpu_seconds(ours)
     begun = time.perf_counter()
     time.sleep(sample_s)

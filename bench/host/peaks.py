@@ -27,6 +27,8 @@ class KnownDevice(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     power_limit_w: float | None = None
     memory_bytes: int | None = None
     bytes_per_s: float | None = None  # of the memory
+    link_bytes_per_s: float | None = None  # to the other devices of its machine, in one direction
+    network_bytes_per_s: float | None = None  # to other machines, in one direction
     source: str
     flops_per_s: dict[str, float]
 

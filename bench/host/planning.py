@@ -14,6 +14,7 @@ from bench.host.facts import Kind, MachineFacts
 from bench.host.machine import detect, hardware_class
 from bench.host.mps import mps_refusals
 from bench.host.peaks import device_of_class, known_device
+from bench.spec.parallel import Links
 from bench.spec.plan import Plan, PlanMachine, make_plan
 from bench.spec.submission import Submission, load
 from bench.spec.track import NamedTrack, load_track, load_tracks, on_track
@@ -22,6 +23,7 @@ from bench.spec.workspace import Workspace
 # Share of the declared peak a training step is predicted to reach before one was measured: nanochat's
 # published runs reach 50 to 59 % on 8xH100 at d24 (README table at 92d63d4); smaller models less.
 PREDICTED_MFU = 0.45
+DECLARED = " as declared"
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -74,6 +76,7 @@ def plan_here(
     space: Workspace,
     environment: Mapping[str, str],
     own_by_default: bool,
+    world_size: int | None = None,
 ) -> Planned:
     """The recipe at `path` planned on this machine, on the track named, its own, or the largest met here."""
     submission = load(path, space.submissions)
@@ -84,7 +87,8 @@ def plan_here(
     else:
         own = load_track(submission.recipe.track, space.tracks)
         track, sentence = default_track(own, load_tracks(space.tracks), facts)
-    return plan_submission(submission, track, facts, space, environment)._replace(sentence=sentence)
+    found = plan_submission(submission, track, facts, space, environment, world_size)
+    return found._replace(sentence=sentence)
 
 
 def plan_submission(
@@ -93,12 +97,13 @@ def plan_submission(
     facts: MachineFacts,
     space: Workspace,
     environment: Mapping[str, str],
+    world_size: int | None = None,
 ) -> Planned:
-    """A submission planned on a track and this machine."""
+    """A submission planned on a track and this machine; `world_size` as `make_plan` takes it."""
     recipe = on_track(submission.recipe, track.track, submission.name)
     rates = read_rates(space.data / "rates.json")
     machine = plan_machine(facts, track, recipe.precision.compute, recipe.model.depth, rates)
-    made = make_plan(submission, track, machine)
+    made = make_plan(submission, track, machine, world_size)
     refusals = made.refusals + device_refusals(made, facts, environment)
     return Planned(submission, track, msgspec.structs.replace(made, refusals=refusals), facts, "")
 
@@ -142,7 +147,7 @@ def _declared_machine(machine_class: str, track: NamedTrack, dtype: str) -> Plan
     rate = device.flops_per_s.get(dtype)
     return PlanMachine(
         device_kind=hardware.device_kind,
-        device_name=f"{match[2]} as declared",
+        device_name=match[2] + DECLARED,
         device_count=int(match[1]),
         machine_class=machine_class,
         device_memory_bytes=device.memory_bytes,
@@ -192,4 +197,18 @@ def default_track(
     return (
         chosen,
         f"this machine is {machine_class}, track {own.name if own else '?'} needs {needed}: on {chosen.name}",
+    )
+
+
+def links_of(plan: Plan, link: float | None, network: float | None) -> Links:
+    """The bandwidths given, in GB/s, or else those declared for the plan's devices."""
+    name = plan.machine.device_name
+    known = known_device(name) or device_of_class(name.removesuffix(DECLARED))
+    link_bytes = known.link_bytes_per_s if known else None
+    network_bytes = known.network_bytes_per_s if known else None
+    given = [option for option, value in (("--link", link), ("--network", network)) if value is not None]
+    return Links(
+        link_bytes_per_s=link * 1e9 if link is not None else link_bytes,
+        network_bytes_per_s=network * 1e9 if network is not None else network_bytes,
+        source=" and ".join(given) or f"declared of {known.class_name if known else name}",
     )

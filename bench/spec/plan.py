@@ -192,15 +192,20 @@ def target_tokens(recipe: Recipe, config: ModelConfig, batch: int, machine: Plan
     return int((recipe.horizon.seconds or 0.0) * (machine.flops_per_s or 0.0) / flops_per_token(config))
 
 
-def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -> Plan:
+def make_plan(
+    submission: Submission, track: NamedTrack, machine: PlanMachine, world_size: int | None = None
+) -> Plan:
     """Everything a run derives. Refusals are listed, not raised: the numbers are worth reading all the same.
+
+    Args:
+        world_size: devices to plan for; default: the track's, on any other number nothing can be run.
 
     Raises:
         PlanRefused: sizes that no machine has.
     """
     recipe = on_track(submission.recipe, track.track, f"{submission.name} on {track.name}")
     config = model_config(recipe)
-    scaling, world = scaling_parameters(config), track.track.hardware.device_count
+    scaling, world = scaling_parameters(config), world_size or track.track.hardware.device_count
     # D/D_d12 at one ratio is the ratio of the scaling parameters, whatever the horizon is given in.
     horizon_ratio = scaling / scaling_parameters(model_config(recipe, REFERENCE_DEPTH))
     batch = batch_tokens(recipe, horizon_ratio)
@@ -240,8 +245,16 @@ def make_plan(submission: Submission, track: NamedTrack, machine: PlanMachine) -
         predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
         kernels=[choice._asdict() for choice in _kernel_choices(recipe, config, machine)],
-        refusals=refusals + why_not + _refusals(recipe, config, iterations, memory, machine, track),
+        refusals=refusals
+        + why_not
+        + _other_devices(world, track)
+        + _refusals(recipe, config, iterations, memory, machine, track),
     )
+
+
+def _other_devices(world: int, track: NamedTrack) -> list[str]:
+    count = track.track.hardware.device_count
+    return [] if world == count else [f"track {track.name} takes {count} device(s), this plan is for {world}"]
 
 
 def _refuse_the_impossible(target: int, memory: MemoryEstimate) -> None:

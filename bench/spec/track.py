@@ -27,7 +27,10 @@ class Score(Table, frozen=True, kw_only=True):
 
 
 class Hardware(Table, frozen=True, kw_only=True):
-    """[hardware]: the class a machine must measure as; cost is declared, in dollars."""
+    """[hardware]: the class a machine must measure as; cost is declared, in dollars.
+
+    One process trains on each of `device_count` devices; on a CPU they share its cores.
+    """
 
     machine_class: Annotated[str, Meta(pattern=r"^(cpu|mps|[0-9]+x[A-Za-z0-9]{1,20})\Z")]
     device_kind: Literal["cuda", "mps", "cpu"]
@@ -123,7 +126,7 @@ def _incoherences(track: Track) -> list[str]:
         problems.append(
             f"hardware.device_kind = {hardware.device_kind}: the class is {hardware.machine_class}"
         )
-    elif hardware.device_count != (int(count) if is_cuda else 1):
+    elif hardware.device_kind != "cpu" and hardware.device_count != (int(count) if is_cuda else 1):
         problems.append(
             f"hardware.device_count = {hardware.device_count}: the class is {hardware.machine_class}"
         )

@@ -41,7 +41,7 @@ from model.gpt import Block
 
 @torch.no_grad()
 def activity(plan: Plan, trainer: Trainer, prepared: Prepared) -> dict[str, float]:
-    """The counters of the levers that are on, by name."""
+    """The counters of the levers that are on, by name; every rank has to ask, for the others' states."""
     counters: dict[str, float] = dict(_of_model(trainer))
     muon_groups = [group for group in trainer.optimizer.param_groups if group["kind"] == "muon"]
     for name, counter in _of_muon(plan).items():
@@ -99,7 +99,7 @@ def _of_muon(plan: Plan) -> dict[str, Callable[[dict[str, Any], Trainer], Tensor
 
 
 def _momentum(group: dict[str, Any], trainer: Trainer) -> Tensor:
-    momentum_SMP: Tensor = trainer.optimizer.state[group["params"][0]]["momentum"]
+    momentum_SMP: Tensor = trainer.optimizer.whole_state(group, group["params"][0])["momentum"]
     return momentum_SMP
 
 
@@ -126,7 +126,7 @@ def _renormalisation(group: dict[str, Any], trainer: Trainer) -> Tensor:
 
 
 def _neuron_scales(group: dict[str, Any], trainer: Trainer) -> Tensor:
-    second_moment: Tensor = trainer.optimizer.state[group["params"][0]]["second_moment"]
+    second_moment: Tensor = trainer.optimizer.whole_state(group, group["params"][0])["second_moment"]
     scales = second_moment.clamp_min(SMALLEST_SECOND_MOMENT).rsqrt()
     means_S11 = scales.mean((-2, -1), keepdim=True)
     return ((scales - means_S11).abs() / means_S11).mean()

@@ -16,6 +16,7 @@ from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan
 from bench.spec.recipe import AdamW
 from bench.training.loop import LoopConfig, Trainer
+from bench.training.ranks import ALONE, Ranks
 from bench.training.segments import segments
 from kernels.choices import Choice
 from kernels.dispatch import bind
@@ -81,15 +82,15 @@ def loop_config(plan: Plan) -> LoopConfig:
     )
 
 
-def open_loader(plan: Plan, prepared: Prepared, seed: int, device: Device) -> Loader:
-    """The batches of a run, in the order that its seed gives."""
+def open_loader(plan: Plan, prepared: Prepared, seed: int, device: Device, ranks: Ranks = ALONE) -> Loader:
+    """This rank's batches of a run, in the order that its seed gives."""
     return Loader(
         prepared,
         plan.model.sequence_length,
         plan.device_sequences,
         plan.batch_ramp,
-        rank=0,
-        world_size=1,
+        rank=ranks.rank,
+        world_size=ranks.size,
         seed=seed_stream(seed, "data"),
         device_pin=device.is_pinned_memory_allowed,
     )

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import torch
@@ -56,10 +56,13 @@ def save(
     state: RunState,
     tokenizer: Path | None = None,
     keep: int | None = KEEP,
+    *,
+    writes: bool = True,
 ) -> Path:
     """Write `step-N` into `folder` atomically and drop all but the newest `keep`, or none.
 
     Args:
+        writes: whether this rank does; the others only give their share of the optimizer's state.
         tokenizer: its file; with it the checkpoint can be evaluated by itself.
 
     Raises:
@@ -67,6 +70,8 @@ def save(
     """
     target, building = folder / f"step-{state.step:08d}", folder / ".building"
     tensors = _tensors(trainer)
+    if not writes:
+        return target
     with writing(building, sum(tensor.nbytes for tensor in tensors.values())):
         shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
         try:
@@ -153,14 +158,17 @@ def whole_state(path: Path) -> RunState | None:
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:
-    """Every tensor of the run by a stable name: parameters, optimizer states by group, counts."""
+    """Every tensor of the run by a stable name: parameters, optimizer states by group, counts.
+
+    They are those of a lone rank, so that a run may go on with another number of them.
+    """
     optimizer = trainer.optimizer
     tensors = {f"model.{name}": param.detach() for name, param in trainer.model.named_parameters()}
     if trainer.clip is not None:
         tensors["clip.counts"] = trainer.clip.counts
     for group in optimizer.param_groups:
         for i, param in enumerate(group["params"]):
-            for key, value in optimizer.state.get(param, {}).items():
+            for key, value in optimizer.whole_state(group, param).items():
                 tensors[f"optimizer.{group['name']}.{i}.{key}"] = value
         if "step" in group:
             tensors[f"optimizer.{group['name']}.step"] = torch.tensor(group["step"])
@@ -183,11 +191,9 @@ def restore(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
             group["step"] = int(_take(rest, f"optimizer.{group['name']}.step", ()))
         for i, param in enumerate(group["params"]):
             prefix = f"optimizer.{group['name']}.{i}."
-            state: dict[str, Any] = optimizer.state[param]
-            state.clear()
-            for name in [name for name in rest if name.startswith(prefix)]:
-                # A copy: what was loaded may be a map of the file, which the next checkpoints remove.
-                state[name.removeprefix(prefix)] = rest.pop(name).to(param.device, copy=True)
+            names = [name for name in rest if name.startswith(prefix)]
+            # Copied: what was loaded may be a map of the file, which the next checkpoints remove.
+            optimizer.load_state(group, param, {name.removeprefix(prefix): rest.pop(name) for name in names})
     if rest:
         raise DataError(
             f"checkpoint holds {len(rest)} unknown tensors, e.g. {min(rest)}", "it is of another model"

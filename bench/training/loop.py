@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.data.loader import Batch, Cursor
 from bench.spec.batch_ramp import BatchRamp
+from bench.training.ranks import ALONE
 from model.gpt import GPT
 from model.optimizers.combined import MuonAdamW
 from model.optimizers.qk_clip import QKClip
@@ -104,6 +105,7 @@ def train(
     config: LoopConfig,
     total_steps: Callable[[int], float],
     first_step: int = 0,
+    mean: Callable[[Tensor], Tensor] = ALONE.mean,
 ) -> Iterator[Event]:
     """Events of a run from `first_step` on.
 
@@ -113,6 +115,7 @@ def train(
     Args:
         batches: micro-batches on the device, from the first of `first_step` on.
         total_steps: steps of the run as known before a step; constant, or an estimate under a time horizon.
+        mean: of losses over the ranks that share the steps.
     """
     step: int = first_step
     unread: list[_Unread] = []
@@ -131,10 +134,10 @@ def train(
         if config.collect_every_steps and step % config.collect_every_steps == 0:
             gc.collect()
         if step % config.log_every_steps == 0 or _due(step, config):
-            if not (yield from _read_back(step, unread)):
+            if not (yield from _read_back(step, unread, mean)):
                 return
             unread = []
-    if unread and not (yield from _read_back(step, unread)):
+    if unread and not (yield from _read_back(step, unread, mean)):
         return
     if step > first_step and not _has_finite_weights(trainer.model):
         yield Diverged(step)
@@ -152,9 +155,11 @@ def _due(step: int, config: LoopConfig) -> list[Event]:
     return due
 
 
-def _read_back(step: int, unread: list[_Unread]) -> Generator[Event, None, bool]:
+def _read_back(
+    step: int, unread: list[_Unread], mean: Callable[[Tensor], Tensor]
+) -> Generator[Event, None, bool]:
     """The steps' losses up to the first that is not finite; whether all were finite."""
-    losses: list[float] = torch.stack([each.loss for each in unread]).tolist()
+    losses: list[float] = mean(torch.stack([each.loss for each in unread])).tolist()
     num_finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     last = step - len(losses) + num_finite
     if num_finite:

@@ -11,15 +11,19 @@ from pathlib import Path
 from bench.errors import DataError, PlanRefused
 
 
+def folder_path(runs: Path, track: str, recipe: str, seed_index: int) -> Path:
+    """Where a run's files lie."""
+    return runs / track / recipe / str(seed_index)
+
+
 @contextmanager
-def run_folder(runs: Path, track: str, recipe: str, seed_index: int) -> Iterator[Path]:
-    """The folder of this run, held by this process alone.
+def held(folder: Path) -> Iterator[None]:
+    """A run's folder, made if absent, is this process's alone.
 
     Raises:
         PlanRefused: another process runs the same recipe, track and seed.
         DataError: the folder cannot be made.
     """
-    folder = runs / track / recipe / str(seed_index)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -31,12 +35,12 @@ def run_folder(runs: Path, track: str, recipe: str, seed_index: int) -> Iterator
         except BlockingIOError as error:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             raise PlanRefused(
-                f"seed {seed_index} of {recipe} on {track} is being run by process {holder}",
+                f"{folder} is being run by process {holder}",
                 "wait for it, or take another seed with --seed",
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield folder
+        yield
     finally:
         os.close(descriptor)  # releases the lock, as does any death of the process
 

@@ -21,8 +21,12 @@ from torch import Tensor
 
 from kernels.dispatch import Kernels
 from model.optimizers.adamw import adamw_step_
-from model.optimizers.muon import muon_step_, shape_lr_scale
+from model.optimizers.muon import muon_step_, shape_lr_scale, state_shapes
 from model.schedule import StepScales
+
+# torch 2.13 renamed both; 2.11 and 2.12 know the old names only.
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -82,7 +86,7 @@ class MuonAdamW(torch.optim.Optimizer):
             grad = param.grad
             if self._sharded(param):
                 grad = torch.empty_like(param.grad[: param.shape[0] // self.world_size])
-                works.append(self._start(dist.reduce_scatter_tensor, grad, param.grad))
+                works.append(self._start(reduce_scatter, grad, param.grad))
             elif self.world_size > 1:
                 works.append(self._start(dist.all_reduce, grad))
             slices.append(grad)
@@ -95,7 +99,7 @@ class MuonAdamW(torch.optim.Optimizer):
         lr = group["base_lr"] * scales.learning_rate
         adamw_step_(params, grads, states, self.kernels, group, lr=lr)
         return [
-            self._start(dist.all_gather_into_tensor, param.data, own.clone())
+            self._start(all_gather, param.data, own.clone())
             for param, own in zip(group["params"], params, strict=True)
             if self._sharded(param)
         ]
@@ -113,7 +117,7 @@ class MuonAdamW(torch.optim.Optimizer):
         per_rank = -(-len(grads) // self.world_size)
         padding = [torch.zeros_like(grads[0])] * (per_rank * self.world_size - len(grads))
         own = torch.empty((per_rank, *grads[0].shape), dtype=grads[0].dtype, device=grads[0].device)
-        return [own], [self._start(dist.reduce_scatter_tensor, own, torch.stack(grads + padding))]
+        return [own], [self._start(reduce_scatter, own, torch.stack(grads + padding))]
 
     def _stack(self, params: list[Tensor]) -> Tensor:
         """Move the parameters into one storage, padded to equal shares of the ranks: [S, M, P]."""
@@ -147,7 +151,53 @@ class MuonAdamW(torch.optim.Optimizer):
             )
         if self.world_size == 1:
             return []
-        return [self._start(dist.all_gather_into_tensor, stack_SMP, own_SMP.clone())]
+        return [self._start(all_gather, stack_SMP, own_SMP.clone())]
+
+    def whole_state(self, group: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
+        """State of a parameter as a lone rank holds it; every rank has to ask.
+
+        Muon's state of a whole group is that of its first parameter.
+        """
+        state: dict[str, Tensor] = self.state[param]
+        if self.world_size == 1:
+            return state
+        if group["kind"] == "adamw":
+            if not self._sharded(param):
+                return state
+            return {name: self._gathered(own, param.shape[0]) for name, own in state.items()}
+        if param not in self._stacks or not self._has_stepped():
+            return {}
+        per_rank, whole = len(self._stacks[param]) // self.world_size, {}
+        for name, shape in state_shapes(param, group["beta2"]).items():
+            padded = torch.zeros(per_rank, *shape, dtype=param.dtype, device=param.device)
+            if name in state:  # a rank beyond the last matrix has none
+                padded[: len(state[name])] = state[name]
+            whole[name] = self._gathered(padded, len(group["params"]))
+        return whole
+
+    def load_state(self, group: dict[str, Any], param: Tensor, whole: dict[str, Tensor]) -> None:
+        """Take this rank's share of what `whole_state` said, on however many ranks; copied."""
+        share: Any = ...
+        if group["kind"] == "muon":
+            per_rank = -(-len(group["params"]) // self.world_size)
+            share = slice(self.rank * per_rank, (self.rank + 1) * per_rank)
+        elif self._sharded(param):
+            rows = param.shape[0] // self.world_size
+            share = slice(self.rank * rows, (self.rank + 1) * rows)
+        state: dict[str, Tensor] = self.state[param]
+        state.clear()
+        for name, tensor in whole.items():
+            if tensor[share].numel():  # a rank beyond the last matrix has none
+                state[name] = tensor[share].to(param.device, copy=True)
+
+    def _has_stepped(self) -> bool:
+        return any(group.get("step") for group in self.param_groups)
+
+    def _gathered(self, own: Tensor, num_rows: int) -> Tensor:
+        """The ranks' shares one after the other, what fills them up to equal size dropped."""
+        whole = own.new_empty((len(own) * self.world_size, *own.shape[1:]))
+        all_gather(whole, own.contiguous(), group=self.process_group)
+        return whole[:num_rows]
 
     def _start(self, collective: Any, *tensors: Tensor) -> dist.Work:
         work: dist.Work = collective(*tensors, group=self.process_group, async_op=True)

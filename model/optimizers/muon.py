@@ -34,9 +34,8 @@ def muon_step_(
         constants: of the group: "beta2", "polar_steps", "polar_norm_scale", "equilibrate", "renormalise".
     """
     if not state:
-        state["momentum"] = torch.zeros_like(params_SMP)
-        if constants["beta2"]:
-            state["second_moment"] = torch.zeros_like(params_SMP.mean(neuron_dim(params_SMP), keepdim=True))
+        for name, shape in state_shapes(params_SMP[0], constants["beta2"]).items():
+            state[name] = params_SMP.new_zeros((len(params_SMP), *shape))
     direction_SMP = kernels.muon_direction(grads_SMP, state["momentum"], momentum, constants["equilibrate"])
     update_SMP = kernels.polar_express(
         direction_SMP.to(polar_dtype), constants["polar_steps"], constants["polar_norm_scale"]
@@ -50,6 +49,15 @@ def muon_step_(
         beta2=constants["beta2"],
         renormalise=constants["renormalise"],
     )
+
+
+def state_shapes(param_MP: Tensor, beta2: float) -> dict[str, tuple[int, int]]:
+    """Shape of each state of one matrix."""
+    rows, columns = param_MP.shape
+    shapes = {"momentum": (rows, columns)}
+    if beta2:
+        shapes["second_moment"] = (rows, 1) if neuron_dim(param_MP) == -1 else (1, columns)
+    return shapes
 
 
 def shape_lr_scale(rows: int, columns: int) -> float:

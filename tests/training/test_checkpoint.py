@@ -14,7 +14,7 @@ from bench.training import checkpoint
 from bench.training.build import build_trainer, seed_stream
 from bench.training.checkpoint import RunState
 from bench.training.loop import Trainer
-from bench.training.run_folder import require_folder, run_folder
+from bench.training.run_folder import folder_path, held, require_folder
 from model.schedule import StepScales
 from tests import tiny
 
@@ -126,20 +126,21 @@ def test_no_permission_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(DataError, match="cannot write"):
         save(tmp_path / "run", trained(tmp_path), 2)
-    for use in (require_folder, lambda path: run_folder(path, "t", "r", 0).__enter__()):
+    for use in (require_folder, lambda path: held(path / "t").__enter__()):
         with pytest.raises(DataError) as caught:
             use(tmp_path / "run")
         assert caught.value.hint
 
 
 def test_a_run_folder_is_one_processes(tmp_path: Path) -> None:
-    with run_folder(tmp_path, "track", "recipe", 0) as folder:
+    folder = folder_path(tmp_path, "track", "recipe", 0)
+    with held(folder):
         assert folder == tmp_path / "track" / "recipe" / "0"
-        with pytest.raises(PlanRefused, match="seed 0 of recipe on track is being run by process"):
-            run_folder(tmp_path, "track", "recipe", 0).__enter__()
-        with run_folder(tmp_path, "track", "recipe", 1):
+        with pytest.raises(PlanRefused, match="track/recipe/0 is being run by process"):
+            held(folder).__enter__()
+        with held(folder_path(tmp_path, "track", "recipe", 1)):
             pass
-    with run_folder(tmp_path, "track", "recipe", 0):
+    with held(folder):
         pass
 
 

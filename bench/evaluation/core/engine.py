@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from torch import Tensor
 from bench.evaluation.core.answers import Answers, choose, is_language_modeling
 from bench.evaluation.core.prompts import Encoded
 from bench.evaluation.core.units import Batch, batches_of, distinct_rows, padded, units_of
+from bench.training.ranks import ALONE, Ranks
 from model.gpt import GPT
 from model.prefix_cache import Tables, continue_stems, position_tables, read_stems
 
@@ -30,14 +30,6 @@ TOKEN_BUDGET = {"cpu": 2048, "mps": 16384, "cuda": 65536}
 # float32 logits at once: 16 MB stay in a CPU's cache.
 HEAD_ELEMENTS = {"cpu": 1 << 22, "mps": 1 << 25, "cuda": 1 << 27}
 _LAG = 2  # batches in flight: a device works while the next one is put together
-
-
-class Ranks(NamedTuple):
-    """This process among those that share the work."""
-
-    rank: int = 0
-    size: int = 1
-    group: dist.ProcessGroup | None = None
 
 
 class Engine:
@@ -57,9 +49,9 @@ class Engine:
         *,
         token_budget: int | None = None,
         compiled: bool = False,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.model, self.device, self.ranks = model, device, ranks or Ranks()
+        self.model, self.device, self.ranks = model, device, ranks
         self.token_budget = token_budget or TOKEN_BUDGET[device.type]
         self.tables: Tables = position_tables(model, max_tokens)
         # Dynamic: lengths are rounded, but a task still has dozens of them.

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import msgspec
 import torch
-import torch.distributed as dist
 
 from bench.data.tokenizer import Tokenizer
 from bench.errors import DataError, RecipeError
 from bench.evaluation.core.bundle import Bundle
-from bench.evaluation.core.engine import Engine, Ranks
+from bench.evaluation.core.engine import Engine
 from bench.evaluation.core.items import SquadRule, encoded_items
 from bench.evaluation.core.path_probe import PathProbes, probe_path
 from bench.evaluation.core.prompts import Encoded, crop
@@ -31,6 +30,7 @@ from bench.evaluation.core.score import (
 )
 from bench.evaluation.core.tasks import Task, read_baselines, read_tasks
 from bench.evaluation.probes import Probes, check_frozen, probe, weights_sha256
+from bench.training.ranks import ALONE, Ranks
 from model.gpt import GPT
 
 # nanochat keeps rotary positions for ten times the trained length and crops none of its own models' prompts.
@@ -82,7 +82,7 @@ def evaluate_core(
     *,
     tokens: Path | None = None,
     answers: Path | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     progress: Callable[[Progress], None] | None = None,
 ) -> CoreResult:
     """Evaluate a model on every task of a bundle.
@@ -120,11 +120,11 @@ class _Evaluation:
         options: CoreOptions,
         tokens: Path | None,
         answers: Path | None,
-        ranks: Ranks | None,
+        ranks: Ranks,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.model, self.tokenizer, self.bundle, self.device = model, tokenizer, bundle, device
-        self.options, self.ranks, self.progress = options, ranks or Ranks(), progress
+        self.options, self.ranks, self.progress = options, ranks, progress
         self.tokens, self.answers = tokens, answers
         self.tasks = read_tasks(bundle)
         self.baselines = baselines_of(read_baselines(bundle), self.tasks, options.baselines)
@@ -170,19 +170,14 @@ class _Evaluation:
                 following = missing[number + 1 : number + 2]
                 coming = pool.submit(self._encoded, following[0]) if following else None
                 found[task.label] = self._run(engine, task, items)
-                if self.ranks.rank == 0:
+                if self.ranks.is_first:
                     kept.write(found[task.label])
         return [found[task.label] for task in self.tasks]
 
     def _found(self, kept: Kept) -> dict[str, KeptTask]:
         """Answers of an earlier process, the same on every rank: the first one's."""
         found = {task.label: each for task in self.tasks if (each := kept.read(task.label)) is not None}
-        if self.ranks.size > 1:
-            box = [msgspec.json.encode(found)]
-            source = dist.get_global_rank(self.ranks.group, 0) if self.ranks.group else 0
-            dist.broadcast_object_list(box, source, self.ranks.group)
-            found = msgspec.json.decode(box[0], type=dict[str, KeptTask])
-        return found
+        return self.ranks.share(found)
 
     def _encoded(self, task: Task) -> list[Encoded]:
         return encoded_items(

@@ -20,6 +20,7 @@ from bench.evaluation.core.score import Baselines, metric_id
 from bench.host.console import Console
 from bench.host.device import Device
 from bench.spec.track import Score
+from bench.training.ranks import ALONE, Ranks
 from model.gpt import GPT
 
 
@@ -32,9 +33,15 @@ class CorePhase(NamedTuple):
     data_folder: Path
 
     def score(
-        self, model: GPT, prepared: Prepared, device: Device, folder: Path, console: Console
+        self,
+        model: GPT,
+        prepared: Prepared,
+        device: Device,
+        folder: Path,
+        console: Console,
+        ranks: Ranks = ALONE,
     ) -> CoreScore:
-        """CORE of a run's final weights.
+        """CORE of a run's final weights, the same on every rank.
 
         Args:
             folder: the run's, which keeps the answers: a resumed run goes on by task.
@@ -52,6 +59,7 @@ class CorePhase(NamedTuple):
             self.options,
             tokens=tokens_folder(self.data_folder),
             answers=folder / "core",
+            ranks=ranks,
             progress=lambda progress: tell(console, progress),
         ).score
         if score.metric_id != self.metric:
