@@ -127,7 +127,7 @@ docker-bench: ## run a recipe in the container: SUB= [TRACK= SEED= ARGS=]
 	    --volume "$$PWD/.data:/speedrun-bench/.data" --volume "$$PWD/.runs:/speedrun-bench/.runs" \
 	    --volume "$$PWD/leaderboard:/speedrun-bench/leaderboard" \
 	    --volume "$$PWD/submissions:/speedrun-bench/submissions:ro" \
-	    "$$IMAGE" run $(RECIPE) $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $$ARGS
+	    "$$IMAGE" launch $(RECIPE) $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $$ARGS
 
 test: $(STAMP) ## the tests, without the slow ones [ARGS=]
 	@$(PYTEST) -m "not slow" $$ARGS

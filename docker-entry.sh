@@ -5,5 +5,5 @@ if [ "$#" -gt 0 ]; then
     exec python -m bench "$@"
 fi
 python -m bench doctor
-python -m bench run submissions/quick.toml
+python -m bench launch submissions/quick.toml
 exec cat leaderboard/LEADERBOARD.md

@@ -146,6 +146,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
     ("perf-levers", device.perf_levers, "time levers beside their base", "levers --data --steps --json"),
+    ("perf-ranks", device.perf_ranks, "time a step shared by N processes", "--world --data --steps --json"),
     ("kernels", kernels.kernels, "time kernels beside their references", f"{MEASURING} --json"),
     ("doctor", host.doctor, "say what this machine lacks for a run", "--self-test --device --data --json"),
     ("gpu-check", kernels.gpu_check, "prove, time and train on a device, as JSON", CHECKING),

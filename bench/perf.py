@@ -97,12 +97,14 @@ def perf_plan(space: Workspace, facts: MachineFacts) -> Plan:
     return unscaled_plan(space, facts, recipe)
 
 
-def unscaled_plan(space: Workspace, facts: MachineFacts, recipe: Recipe) -> Plan:
+def unscaled_plan(
+    space: Workspace, facts: MachineFacts, recipe: Recipe, world_size: int | None = None
+) -> Plan:
     """The plan of exactly this recipe on this machine; a track only lends the schema a name."""
     named = load_track("cpu-quick", space.tracks)
     unscaled = msgspec.structs.replace(named, track=msgspec.structs.replace(named.track, scale={}))
     machine = plan_machine(facts, unscaled, recipe.precision.compute, recipe.model.depth, Rates())
-    return make_plan(Submission("perf", recipe, ""), unscaled, machine)
+    return make_plan(Submission("perf", recipe, ""), unscaled, machine, world_size)
 
 
 def _prepared(space: Workspace, vocab_size: int) -> Prepared:

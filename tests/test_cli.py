@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *("new", "check", "show", "diff", "plan", "prove", "run", "launch", "replay", "core"),
     *("compare", "gate", "arch", "sweep", "verify", "submit", "leaderboard", "export"),
-    *("data", "perf", "perf-levers", "kernels", "doctor", "gpu-check"),
+    *("data", "perf", "perf-levers", "perf-ranks", "kernels", "doctor", "gpu-check"),
 )
 
 

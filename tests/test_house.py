@@ -82,7 +82,7 @@ def test_options_reach_the_command_as_single_words(tmp_path: Path) -> None:
     options = ["SUB=a b;$$(touch x).toml", "TRACK=it's", "SEED=7", "ARGS=--json --debug"]
     answer = make("bench", f"PY={echo}", *options)
     expected = [
-        ["-m", "bench", "run"],
+        ["-m", "bench", "launch"],
         ["a b;$(touch x).toml", "--track", "it's"],
         ["--seed", "7", "--json", "--debug"],
     ]

@@ -33,6 +33,7 @@ LAYERS = (
     "bench.training_run",
     "bench.run",
     "bench.perf",
+    "bench.perf_ranks",
     "bench.self_test",
     "bench.doctor",
     "bench.perf_levers",

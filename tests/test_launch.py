@@ -65,7 +65,7 @@ def start(space: Workspace, *words: str) -> subprocess.Popen[str]:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and standard error."""
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=900)
     return process.returncode, errors
 
 

@@ -1,4 +1,4 @@
-"""Commands that train: run, launch, replay, perf, perf-levers."""
+"""Commands that train: run, launch, replay, perf, perf-levers, perf-ranks."""
 
 from __future__ import annotations
 
@@ -41,16 +41,13 @@ def launch(options: argparse.Namespace) -> int:
         return _conduct(options, found, ledger)
     if found.plan.refusals:
         raise PlanRefused(found.plan.refusals[0], "`bench plan` shows the numbers")
-    from bench.training.launch import Place
-    from bench.training.launch import launch as start
-
     words = ["run", str(options.recipe), "--track", found.track.name]
-    for name in ("device", "data", "seed"):
+    for name in ("device", "seed"):
         value = getattr(options, name)
         words += [] if value is None else [f"--{name}", str(value)]
-    words += [f"--{name}" for name in ("resume", "json") if getattr(options, name)]
-    place = Place(options.nodes, options.node_rank, options.rendezvous)
-    return start(words, found.plan.world_size, place, options.environment)
+    words += ["--resume"] if options.resume else []
+    place = {"nodes": options.nodes, "node_rank": options.node_rank, "rendezvous": options.rendezvous}
+    return _ranks(options, words, found.plan.world_size, **place)
 
 
 def _conduct(options: argparse.Namespace, found: Planned, ledger: Ledger) -> int:
@@ -185,3 +182,30 @@ def perf(options: argparse.Namespace) -> None:
         emit(figures)
     else:
         print(perf_table(figures))
+
+
+def perf_ranks(options: argparse.Namespace) -> int:
+    """`bench perf-ranks`: starts itself as the ranks."""
+    world = options.world or 2
+    if world < 2:
+        raise RecipeError(f"--world {world}: one process shares nothing", "two or more")
+    before_torch(options)
+    if "RANK" not in options.environment:
+        words = ["perf-ranks", "--world", str(world), "--steps", str(options.steps)]
+        return _ranks(options, words, world)
+    from bench.perf_ranks import measure_ranks, ranks_table
+
+    figures = measure_ranks(workspace(options), world, options.steps, options.environment)
+    if figures is not None:
+        emit(figures) if options.json else print(ranks_table(figures))
+    return 0
+
+
+def _ranks(options: argparse.Namespace, words: list[str], world: int, **place: Any) -> int:
+    """This command again, as the ranks of this machine."""
+    from bench.training.launch import Place
+    from bench.training.launch import launch as start
+
+    words += [] if options.data is None else ["--data", str(options.data)]
+    words += ["--json"] if options.json else []
+    return start(words, world, Place(**place), options.environment)

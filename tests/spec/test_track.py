@@ -120,9 +120,9 @@ def test_every_fault_of_a_track_is_told_at_once() -> None:
         ),
         ('machine_class = "cpu"', 'machine_class = "mps"', "hardware.device_kind = cpu: the class is mps"),
         (
-            'device_kind = "cpu"',
-            'device_kind = "cpu"\ndevice_count = 2',
-            "hardware.device_count = 2: the class is cpu",
+            'machine_class = "cpu"\ndevice_kind = "cpu"',
+            'machine_class = "1xH100"\ndevice_kind = "cuda"\ndevice_count = 2',
+            "hardware.device_count = 2: the class is 1xH100",
         ),
         ('rank_by = "metric"', 'rank_by = "time_to_target"', "score.target: missing"),
         ("[scale.model]", '[scale]\ntitle = "mine"\n[scale.model]', "scale.title: a track scales tables"),
