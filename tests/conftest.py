@@ -70,6 +70,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def proofs_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One store of proofs for all checkouts of `tests.tiny`: to make them takes 20 s of a core."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "proofs"
+    folder.mkdir(exist_ok=True)
+    os.environ["SPEEDRUN_TEST_PROOFS"] = str(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def loopback_only() -> Iterator[None]:
     """Hold every test to the loopback interface."""
     hook = LoopbackOnly()
