@@ -113,9 +113,10 @@ def _cells(track: NamedTrack, rank: str, row: Row, is_ambiguous: bool) -> list[s
         "" if row.own_track == track.name else f" (at this track's scale; its own is {escape(row.own_track)})"
     )
     inert = f" (inert: {escape(', '.join(row.inert))})" if row.inert else ""
+    claim = f" ({escape(row.claim.says)})" if row.claim else ""
     return [
         rank,
-        f"**{escape(row.recipe)}**{version}{title}{note}{inert}",
+        f"**{escape(row.recipe)}**{version}{title}{note}{claim}{inert}",
         _interval(row.score, 4),
         *([] if track.track.score.metric != "core" else [_core_error(row)]),
         _interval(row.official_s, 1),

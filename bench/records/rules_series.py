@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator
 
+from bench.records.equivalence import equivalence
 from bench.records.rules_context import Context, Series, age
 from bench.records.schema import Record
 from bench.records.store import StoredRecord
@@ -92,6 +93,15 @@ def significance(stored: StoredRecord, context: Context) -> Iterator[str]:
     if alike:
         more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
         yield f"not told apart from {', '.join(alike[:MAX_NAMED])}{more}: no claim between them holds"
+
+
+def systems_only(stored: StoredRecord, context: Context) -> Iterator[str]:
+    """What claims to be systems-only alters no field of the method, and no score beyond the margin."""
+    if context.track is None or not _is_first(stored.record, context):
+        return
+    claim = equivalence(context.series, context.field, context.track)
+    if claim is not None and claim.verdict != "equivalent":
+        yield claim.says
 
 
 def _is_first(record: Record, context: Context) -> bool:
