@@ -96,7 +96,7 @@ def _recipe(section: Section, table: Table, place: int) -> str:
     inert = f'<small class="inert">inert: {text(", ".join(row.inert))}</small>' if row.inert else ""
     own = row.own_track != section.track.name
     scaled = f"<small>at this track's scale; its own is {text(row.own_track)}</small>" if own else ""
-    claim = f"<small>{text(row.claim.says)}</small>" if row.claim else ""
+    claim = f"<small>{text(row.claim.short)}</small>" if row.claim else ""
     return f"<b>{text(row.recipe)}</b>{version}<small>{text(against)}</small>{claim}{scaled}{inert}"
 
 

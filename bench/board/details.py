@@ -62,7 +62,12 @@ def _loss(row: Row) -> str:
 
 def _warnings(row: Row) -> str:
     """Who doubts or replayed the row, and what the harness remarks on its own numbers."""
-    heads = (("What is known of its records", row.known), ("What the harness remarks", row.warnings))
+    claims = [row.claim.says] if row.claim else []
+    heads = (
+        ("What it claims", claims),
+        ("What is known of its records", row.known),
+        ("What the harness remarks", row.warnings),
+    )
     return "".join(
         f"<h4>{head}</h4><ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
         for head, lines in heads

@@ -17,8 +17,9 @@ from bench.board.standings import Section, Table
 
 MOST_ROWS = 10
 WIDTH, MARGIN, TOP, ROW_PX, FOOT = 960, 28, 112, 44, 62
-RANK, NAME, PLOT, SCORE, TIME, STATE = 64, 84, (400, 610), 730, 830, 852  # right or left edges, in pixels
-NAME_CHARACTERS, CHANGE_CHARACTERS = 30, 46
+RANK, NAME, PLOT, SCORE, TIME, STATE = 64, 84, (404, 640), 736, 832, 852  # right or left edges, in pixels
+NAME_CHARACTERS, CHANGE_CHARACTERS = 34, 44
+REACH = 3.0  # a row further off than this many times three quarters of the others stands at the edge
 STYLE = """
 svg{--page:#fcfcfa;--ink:#1d2126;--quiet:#5f6872;--rule:#e3e5e4;--accent:#0b6e75;--bad:#b4532a}
 @media (prefers-color-scheme:dark){
@@ -51,7 +52,7 @@ def picture(sections: Sequence[Section]) -> str:
     bottom = TOP + ROW_PX * len(rows)
     by_score = track.score.rank_by == "metric"
     figures = [row.score if by_score else row.official_s for row in rows]
-    axis = spanning([end for figure in figures for end in _ends(figure)], *map(float, PLOT))
+    axis = _axis(figures)
     arrow = "lower is better" if not by_score or track.score.better == "lower" else "higher is better"
     shown = f"{track.score.metric if by_score else 'official time (s)'}, {arrow}, 95 % intervals over seeds"
     parts = [*_heads(track.score.metric), *_grid(axis, bottom)]
@@ -71,6 +72,27 @@ def fullest(sections: Sequence[Section]) -> Fullest | None:
     return max(
         tables, key=lambda one: (sum(map(is_ranked, one.table.rows)), len(one.table.rows)), default=None
     )
+
+
+def _axis(figures: Sequence[Estimate]) -> Axis:
+    """Over all intervals but those of outliers, next to which all others would be one point."""
+    means = sorted(figure.mean for figure in figures)
+    middle = means[len(means) // 2]
+    distances = sorted(abs(mean - middle) for mean in means)
+    most = REACH * distances[(3 * len(distances) - 1) // 4] or distances[-1]
+    near = [figure for figure in figures if abs(figure.mean - middle) <= most]
+    return spanning([end for figure in near for end in _ends(figure)], *map(float, PLOT))
+
+
+def _mark(row: Row, figure: Estimate, axis: Axis, middle: float) -> str:
+    """The row's point with its interval; an arrow at the edge where it lies beyond."""
+    if not axis.low <= figure.mean <= axis.high:
+        is_left = figure.mean < axis.low
+        return _text(axis.at(figure.mean), middle + 5, "" if is_left else "end", "←" if is_left else "→")
+    low, high = (axis.at(end) for end in _ends(figure))
+    interval = f'<path class="err" d="M{low:.1f} {middle:g}H{high:.1f}"/>' if high > low else ""
+    kind = "dot" if is_ranked(row) else "open"
+    return f'{interval}<circle class="{kind}" cx="{axis.at(figure.mean):.1f}" cy="{middle:g}" r="5"/>'
 
 
 def _ends(figure: Estimate) -> tuple[float, float]:
@@ -104,14 +126,11 @@ def _row(section: Section, table: Table, place: int, axis: Axis, figure: Estimat
     base = base_of(row, table, section)
     apart = short_of(row, base, section.track)
     against = f"{base.recipe}+{apart}" if base else apart
-    low, high = (axis.at(end) for end in _ends(figure))
     return [
         _text(RANK, middle + 5, "name end", table.rank(place)),
         _text(NAME, upper, "name", _cut(row.recipe, NAME_CHARACTERS)),
         _text(NAME, lower, "quiet", _cut(against, CHANGE_CHARACTERS)),
-        f'<path class="err" d="M{low:.1f} {middle:g}H{high:.1f}"/>' if high > low else "",
-        f'<circle class="{"dot" if is_ranked(row) else "open"}" cx="{axis.at(figure.mean):.1f}" '
-        f'cy="{middle:g}" r="5"/>',
+        _mark(row, figure, axis, middle),
         *_figures(row.score, 4, SCORE, upper, lower),
         *_figures(row.official_s, 1, TIME, upper, lower),
         _text(STATE, upper, _tone(row), row.state),

@@ -34,6 +34,11 @@ class Equivalence(NamedTuple):
     verdict: Verdict
     says: str
 
+    @property
+    def short(self) -> str:
+        """The verdict without its figures."""
+        return f"systems-only against {self.base}: {self.verdict}"
+
 
 def equivalence(
     series: Sequence[Record], field: Sequence[Sequence[Record]], track: Track

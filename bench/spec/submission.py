@@ -151,8 +151,8 @@ def flatten(table: dict[str, Any], path: str = "") -> dict[str, Any]:
 def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """(field, value in a, value in b) of every field of the method that differs, in the schema's order."""
     flat_a, flat_b = flatten(method(a)), flatten(method(b))
-    fields = list(flat_a) + [field for field in flat_b if field not in flat_a]
-    return [(f, flat_a.get(f), flat_b.get(f)) for f in fields if flat_a.get(f) != flat_b.get(f)]
+    fields = [*flat_a, *(field for field in flat_b if field not in flat_a)]
+    return [(f, x, y) for f in fields if (x := flat_a.get(f)) != (y := flat_b.get(f))]
 
 
 def short_name(recipe: Recipe, base: Recipe | None = None) -> str:

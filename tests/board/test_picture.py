@@ -44,6 +44,22 @@ def test_more_rows_than_fit_are_counted() -> None:
     assert any("4 more rows on the board" in line for line in shown)
 
 
+def test_a_row_far_off_is_an_arrow_and_the_others_keep_their_intervals() -> None:
+    records = [
+        record
+        for i in range(6)
+        for record in runs(*(2.0 + i / 100 + s / 500 for s in range(3)), recipe_name=f"r{i}")
+    ]
+    drawn = picture(standings([TRACK], records + runs(5.0, 5.1, 5.2, recipe_name="off")))
+    assert texts(drawn).count("→") == 1
+    widths = [
+        float(end) - float(start)
+        for start, end in re.findall(r'"err" d="M([0-9.]+) [0-9.]+H([0-9.]+)"', drawn)
+    ]
+    assert len(widths) == 6
+    assert min(widths) > 10
+
+
 def test_no_record_is_said() -> None:
     assert fullest(standings([TRACK], [])) is None
     assert "No record yet" in texts(picture(standings([TRACK], [])))
