@@ -125,7 +125,7 @@ def _provenance(row: Row) -> str:
     }
     told = ", ".join(f"{name} <code>{text(sha[:SHORT])}</code>" for name, sha in common.items() if sha)
     lines = "".join(_run(row, place) for place in range(len(row.records)))
-    heads = "<tr><th>seed<th>score<th>time (s)<th>record<th>events<th>weights<th>commit<th>date</tr>"
+    heads = "<tr><th>seed<th>score<th>time (s)<th>record<th>events<th>weights<th>commit<th>date (UTC)</tr>"
     return f"<h4>Provenance</h4><p>{told}</p><div class=box><table>{heads}{lines}</table></div>"
 
 
@@ -140,6 +140,6 @@ def _run(row: Row, place: int) -> str:
         f"{record.timing.official_s:,.2f}",
         *(f"<code>{text(sha[:SHORT])}</code>" for sha in hashes),
         f"<code>{text(commit)}</code>",
-        text(record.created),
+        text(record.created[:16].replace("T", " ")),
     ]
     return f"<tr><td>{'<td>'.join(cells)}</tr>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,21 @@ from tests.records.tracker_packages import (
     notes,
     write_package,
 )
+
+
+# A run that is killed after its first step.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bench.records.events import EventLog
+from bench.records.mirror import mirrored
+
+with mirrored("trackio", Path(sys.argv[1]), Path(sys.argv[2]), os.environ, print):
+    log = EventLog(Path(sys.argv[1]) / "events.jsonl")
+    log.append("run_start", 0.0, recipe="r")
+    log.append("step", 1.0, step=1, losses=[8.0], official_s=1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 class Stage:
@@ -116,6 +132,22 @@ def test_one_that_hangs_is_left_behind(stage: Stage) -> None:
     assert time.perf_counter() - begun < 10.0
     (warning,) = stage.warnings
     assert "did not finish within 2 s" in warning
+
+
+def test_a_run_that_is_killed_leaves_no_process_behind(stage: Stage) -> None:
+    stage.has("trackio", TRACKIO)
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(stage.run), str(stage.data)],
+        cwd=ROOT,
+        env=stage.environment,
+        check=False,
+    )
+    assert run.returncode == -signal.SIGKILL
+    deadline_s = time.monotonic() + 30.0
+    while not (calls := notes(stage.calls)) or calls[-1]["call"] != "finish":
+        assert time.monotonic() < deadline_s, calls
+        time.sleep(0.1)
+    assert [call["call"] for call in calls] == ["import", "init", "log", "finish"]
 
 
 def test_one_that_is_not_installed_is_told_at_once(stage: Stage) -> None:
