@@ -27,7 +27,6 @@ from tests.records.tracker_packages import (
     write_package,
 )
 
-
 # A run that is killed after its first step.
 KILLED = """
 import os, signal, sys
