@@ -61,12 +61,13 @@ def alike(samples: Sequence[Sample]) -> list[list[str]]:
     """
     order = sorted(range(len(samples)), key=lambda at: samples[at].mean)
     widest = max((one.squared_error for one in samples), default=0.0)
+    all_spread = all(one.num_runs > 1 for one in samples)  # a single run is told apart from nothing
     found: list[list[int]] = [[] for _ in samples]
     for place, at in enumerate(order):
         one = samples[at]
-        farthest = T_975[0] * math.sqrt(one.squared_error + widest)
+        farthest = T_975[0] * math.sqrt(one.squared_error + widest) if all_spread else math.inf
         for other in order[place + 1 :]:
-            if samples[other].mean - one.mean > farthest and min(one.num_runs, samples[other].num_runs) > 1:
+            if samples[other].mean - one.mean > farthest:
                 break
             if not told_apart(one, samples[other]):
                 found[at].append(other)
