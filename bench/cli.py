@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.commands import core, data, device, experiments, host, kernels, recipes, records
+from bench.commands import core, data, device, experiments, host, kernels, mirror, recipes, records
 from bench.errors import BenchError, Interrupted, RecipeError
 from kernels.choices import IMPLEMENTATIONS
 
@@ -122,6 +122,7 @@ REPLAYING = "record --segments --nonce --device --data --json"
 GATING = "--baseline --track --target --cycle --phase --miniseries --concern"
 SHAPING = "--params --head-dim --tied --balanced --fastest --tolerance"
 COMPARING = "a b --track --effect --plot --json"
+RUNNING = "--seed --seeds --resume --tracker --json"
 SWEEPING = "sweep --plan --track --device --data --json"
 # Name, function, what it does, arguments.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str], ...] = (
@@ -143,6 +144,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("submit", records.submit, "make a recipe and its records one change for review", "recipe --commit"),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check --calibrate"),
     ("export", records.export, "print the records in the experiments' columns", "--csv"),
+    ("mirror", mirror.mirror, "show a run in a tracker", "run --tracker --live --data"),
     ("data", data.data, "pin, fetch or prepare a data set", "action dataset --shards --data --vocab"),
     ("perf", device.perf, "measure this machine's speed of training and loading", "--data --steps --json"),
     ("perf-levers", device.perf_levers, "time levers beside their base", "levers --data --steps --json"),
@@ -226,6 +228,16 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--fastest": {"action": "store_true", "help": "cheapest token first, instead of the most balanced"},
     "--tolerance": {"type": number, "default": 0.015, "help": "of the parameters (default 0.015)"},
     "--write": {"metavar": "NAME", "help": "write the first shape as submissions/NAME.toml"},
+    "run": {"type": Path, "help": "a record, or a run's folder under .runs"},
+    "--tracker": {
+        "choices": ("wandb", "trackio", "tensorboard"),
+        "help": "show the run there too, if it is installed; by default nothing leaves the machine",
+    },
+    "--live": {
+        "type": whole(0, 2**63 - 1),
+        "metavar": "NS",
+        "help": "follow a log written after this moment until standard input ends, as `run --tracker` does",
+    },
     "sweep": {"type": Path, "help": "a TOML sweep, such as submissions/sweeps/warmdown-d4.toml"},
     "--plan": {"action": "store_true", "help": "only print what it would do and cost"},
     "--plot": {"type": Path, "metavar": "OUT", "help": "write a chart as SVG"},

@@ -9,6 +9,7 @@ from bench.board.calibration import calibration_of, encode_calibration, load_cal
 from bench.board.feed import feed
 from bench.board.listing import listing
 from bench.board.page import page
+from bench.board.picture import picture
 from bench.board.reported import Reported, load_reported
 from bench.board.rows import first_runs
 from bench.board.standings import Section, standings
@@ -41,6 +42,7 @@ def board_files(space: Workspace) -> dict[Path, bytes]:
         space.board: listing(sections, reported).encode(),
         folder / "index.html": page(sections, reported).encode(),
         folder / "feed.json": feed(sections),
+        folder / "board.svg": picture(sections).encode(),
     }
 
 

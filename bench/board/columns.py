@@ -96,7 +96,8 @@ def _recipe(section: Section, table: Table, place: int) -> str:
     inert = f'<small class="inert">inert: {text(", ".join(row.inert))}</small>' if row.inert else ""
     own = row.own_track != section.track.name
     scaled = f"<small>at this track's scale; its own is {text(row.own_track)}</small>" if own else ""
-    return f"<b>{text(row.recipe)}</b>{version}<small>{text(against)}</small>{scaled}{inert}"
+    claim = f"<small>{text(row.claim.short)}</small>" if row.claim else ""
+    return f"<b>{text(row.recipe)}</b>{version}<small>{text(against)}</small>{claim}{scaled}{inert}"
 
 
 def _time(section: Section, table: Table, place: int) -> str:

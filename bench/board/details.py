@@ -62,7 +62,12 @@ def _loss(row: Row) -> str:
 
 def _warnings(row: Row) -> str:
     """Who doubts or replayed the row, and what the harness remarks on its own numbers."""
-    heads = (("What is known of its records", row.known), ("What the harness remarks", row.warnings))
+    claims = [row.claim.says] if row.claim else []
+    heads = (
+        ("What it claims", claims),
+        ("What is known of its records", row.known),
+        ("What the harness remarks", row.warnings),
+    )
     return "".join(
         f"<h4>{head}</h4><ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
         for head, lines in heads
@@ -120,7 +125,7 @@ def _provenance(row: Row) -> str:
     }
     told = ", ".join(f"{name} <code>{text(sha[:SHORT])}</code>" for name, sha in common.items() if sha)
     lines = "".join(_run(row, place) for place in range(len(row.records)))
-    heads = "<tr><th>seed<th>score<th>time (s)<th>record<th>events<th>weights<th>commit<th>date</tr>"
+    heads = "<tr><th>seed<th>score<th>time (s)<th>record<th>events<th>weights<th>commit<th>date (UTC)</tr>"
     return f"<h4>Provenance</h4><p>{told}</p><div class=box><table>{heads}{lines}</table></div>"
 
 
@@ -135,6 +140,6 @@ def _run(row: Row, place: int) -> str:
         f"{record.timing.official_s:,.2f}",
         *(f"<code>{text(sha[:SHORT])}</code>" for sha in hashes),
         f"<code>{text(commit)}</code>",
-        text(record.created),
+        text(record.created[:16].replace("T", " ")),
     ]
     return f"<tr><td>{'<td>'.join(cells)}</tr>"

@@ -7,9 +7,9 @@ interval.
 Track: `track`, `title`, `track_sha256`, `metric`, `metric_id`, `better`, `rank_by`, `target`, `num_seeds`,
 `calibration` (the file of leaderboard/calibrations, or null), `lost` (recipe: runs, none of which
 finished), `rows`, best first. Row: `rank_best`, `rank_worst` (null without a rank), and the fields of
-bench.board.rows.Row except its sample; of its records `runs`: `seed_index`, `seed`, `record_sha256`,
-`score`, `official_s`, `weights_sha256`, `events_sha256_tip`, `git_commit`, `git_dirty_sha256`, `created`,
-`ledger`.
+bench.board.rows.Row except its sample; its `claim` has `base`, `verdict` and `says`, or is null. Of its
+records `runs`: `seed_index`, `seed`, `record_sha256`, `score`, `official_s`, `weights_sha256`,
+`events_sha256_tip`, `git_commit`, `git_dirty_sha256`, `created`, `ledger`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import msgspec
 from bench.board.ranking import Estimate, Ranks
 from bench.board.rows import Row
 from bench.board.standings import Section
+from bench.records.equivalence import Equivalence
 
 SCHEMA = 1
 NOT_SHOWN = frozenset({"sample", "records", "hashes"})
@@ -59,7 +60,8 @@ def _row(row: Row, ranks: Ranks | None) -> dict[str, Any]:
     ranked = {"rank_best": ranks and ranks.best, "rank_worst": ranks and ranks.worst}
     fields = {name: value for name, value in row._asdict().items() if name not in NOT_SHOWN}
     shown = {
-        name: value._asdict() if isinstance(value, Estimate) else value for name, value in fields.items()
+        name: value._asdict() if isinstance(value, Estimate | Equivalence) else value
+        for name, value in fields.items()
     }
     return {**ranked, **shown, "runs": [_run(row, place) for place in range(len(row.records))]}
 

@@ -26,8 +26,8 @@ from bench.board.standings import Section, Table
 MOST_BYTES = 290_000
 INTRO = """One row is one recipe over the seeds the harness assigned: means (of times the geometric one)
 and, after ±, half of a 95 % interval. A rank such as 2–4 says the row may be any of these. Rows that lack a
-seed or miss the target are provisional and have no rank. Open a row for its curves, its recipe, its hashes
-and the command that runs it again."""
+seed, miss the target or claim what their runs do not show are provisional and have no rank. Open a row for
+its curves, its recipe, its hashes and the command that runs it again."""
 Place = tuple[int, int, int]  # section, table, row
 
 
@@ -38,12 +38,28 @@ class Sheet(NamedTuple):
     script: str
 
 
+class _Grid(NamedTuple):
+    """A table's figures as they are shown: made once, for how many rows fit is known only afterwards."""
+
+    table: Table
+    heads: str
+    cells: list[list[tuple[bool, str]]]  # by row: whether it is text, what it shows
+    absent: list[str]
+    plots: str
+
+
+class _Laid(NamedTuple):
+    section: Section
+    grids: list[_Grid]
+
+
 def page(sections: list[Section], reported: Reported | None = None) -> str:
     """The whole page."""
     sheet = _sheet()
     last = _reported(reported) if reported is not None else ""
-    bare = _assemble(sections, {}, sheet, last)
-    return _assemble(sections, _fitting(sections, MOST_BYTES - len(bare.encode())), sheet, last)
+    laid_out = [_Laid(one, [_lay_out(one, table) for table in one.tables]) for one in sections]
+    bare = _assemble(laid_out, {}, sheet, last)
+    return _assemble(laid_out, _fitting(sections, MOST_BYTES - len(bare.encode())), sheet, last)
 
 
 def _sheet() -> Sheet:
@@ -70,14 +86,15 @@ def _fitting(sections: list[Section], most_bytes: int) -> dict[Place, str]:
     return found
 
 
-def _assemble(sections: list[Section], opened: dict[Place, str], sheet: Sheet, last: str) -> str:
+def _assemble(laid_out: list[_Laid], opened: dict[Place, str], sheet: Sheet, last: str) -> str:
+    sections = [one.section for one in laid_out]
     told = [section for section in sections if section.tables or section.lost]
     silent = _silent([section for section in sections if section not in told])
     links = [(section.track.name, section.track.track.title) for section in told]
     links += [("reported", "Reported")] if last else []
     links += [("silent", "Tracks without a record")] if silent else []
     nav = "".join(f'<a href="#{text(name)}">{text(title.split(":")[0])}</a>' for name, title in links)
-    body = "\n".join(_section(n, section, opened) for n, section in enumerate(sections) if section in told)
+    body = "\n".join(_section(n, one, opened) for n, one in enumerate(laid_out) if one.section in told)
     policy = (
         f"default-src 'none'; style-src '{_hash(sheet.style)}'; script-src '{_hash(sheet.script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -110,20 +127,20 @@ def _controls(sections: list[Section]) -> str:
     )
 
 
-def _section(number: int, section: Section, opened: dict[Place, str]) -> str:
-    track = section.track.track
+def _section(number: int, laid: _Laid, opened: dict[Place, str]) -> str:
+    section, track = laid.section, laid.section.track.track
     chips = "".join(f"<li>{text(each)}</li>" for each in conditions(section.track))
     parts = [
         f'<section id="{text(section.track.name)}"><h2>{text(track.title)}</h2>',
         f'<p class="says">{text(track.says)} {text(track.says_not)}</p><ul class="chips">{chips}</ul>',
     ]
-    for at, table in enumerate(section.tables):
+    for at, grid in enumerate(laid.grids):
         if len(section.tables) > 1:
             parts.append(
-                f"<h3>Text <code>{text(table.corpus_sha256[:8])}</code>, comparable only within</h3>"
+                f"<h3>Text <code>{text(grid.table.corpus_sha256[:8])}</code>, comparable only within</h3>"
             )
         mine = {place: body for (one, two, place), body in opened.items() if (one, two) == (number, at)}
-        parts += [_table(section, table, mine), _calibration(section), _plots(section, table)]
+        parts += [_table(grid, mine), _calibration(section), grid.plots]
     if section.lost:
         names = ", ".join(f"{text(recipe)} ({count} run(s))" for recipe, count in section.lost.items())
         parts.append(f'<p class="note">No run finished of: {names}.</p>')
@@ -146,28 +163,32 @@ def _silent(sections: list[Section]) -> str:
     return f'<section id="silent"><h2>Tracks without a record yet</h2><dl>{items}</dl></section>\n'
 
 
-def _table(section: Section, table: Table, opened: dict[int, str]) -> str:
-    """A table of those columns that have a figure in any row; the others are named beneath it."""
+def _lay_out(section: Section, table: Table) -> _Grid:
+    """Those columns of a table that have a figure in any row; the others are named beneath it."""
     columns = columns_of(section)
     cells = [[column.cell(section, table, place) for place in range(len(table.rows))] for column in columns]
     kept = [number for number, column in enumerate(cells) if any(column)]
-    heads = "".join(_head(columns[number]) for number in kept)
-    rows = "\n".join(
-        _row(
-            table.rows[place].state,
-            [(columns[number].is_text, cells[number][place]) for number in kept],
-            opened.get(place),
-        )
-        for place in range(len(table.rows))
+    return _Grid(
+        table=table,
+        heads="".join(_head(columns[number]) for number in kept),
+        cells=[
+            [(columns[number].is_text, cells[number][place]) for number in kept]
+            for place in range(len(table.rows))
+        ],
+        absent=[column.name for number, column in enumerate(columns) if number not in kept],
+        plots=_plots(section, table),
     )
-    absent = [column.name for number, column in enumerate(columns) if number not in kept]
-    notes = [f"Not measured here: {', '.join(absent)}."] if absent else []
-    if len(opened) < len(table.rows):
-        notes.append(f"To stay small, {len(table.rows) - len(opened)} rows open in feed.json only.")
+
+
+def _table(grid: _Grid, opened: dict[int, str]) -> str:
+    rows = grid.table.rows
+    shown = "\n".join(_row(row.state, grid.cells[place], opened.get(place)) for place, row in enumerate(rows))
+    notes = [f"Not measured here: {', '.join(grid.absent)}."] if grid.absent else []
+    if len(opened) < len(rows):
+        notes.append(f"To stay small, {len(rows) - len(opened)} rows open in feed.json only.")
     note = f'<p class="note">{text(" ".join(notes))}</p>' if notes else ""
-    return (
-        f'<div class="box"><table class="board"><thead><tr>{heads}</tr></thead>\n{rows}</table></div>{note}'
-    )
+    head = f"<thead><tr>{grid.heads}</tr></thead>"
+    return f'<div class="box"><table class="board">{head}\n{shown}</table></div>{note}'
 
 
 def _head(column: Column) -> str:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
+from bench.board.claims import RowKey, claims_of, is_unproven
 from bench.board.ranking import (
     Estimate,
     Sample,
@@ -18,6 +19,7 @@ from bench.board.ranking import (
 )
 from bench.board.states import NOTHING_KNOWN, Known, State, known_of, state_of
 from bench.experiments.statistics import Prior
+from bench.records.equivalence import Equivalence
 from bench.records.replayed import record_sha256
 from bench.records.schema import Record
 from bench.spec.track import NamedTrack
@@ -54,7 +56,8 @@ class Row(NamedTuple):
     machine: str
     software: str
     seeds: list[int]
-    complete: bool  # every seed of the track, none diverged
+    complete: bool  # every seed of the track, none diverged, and what it claims shown
+    claim: Equivalence | None  # that it is systems-only, where it says so
     completed: str  # when the last of its runs was recorded
     num_diverged: int
     warnings: list[str]
@@ -66,12 +69,14 @@ class Row(NamedTuple):
 
 def rows_of(track: NamedTrack, records: list[Record], known: Known = NOTHING_KNOWN) -> list[Row]:
     """The track's rows, best first, complete before provisional ones; the records' order does not matter."""
-    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    groups: dict[RowKey, list[Record]] = defaultdict(list)
     for record in records:
         if record.identity.track == track.name:
             key = (record.data.corpus_sha256, record.identity.recipe, record.identity.recipe_sha256)
             groups[key].append(record)
-    rows = [row for group in groups.values() if (row := _row(track, group, known)) is not None]
+    claims = claims_of(track.track, groups)
+    made = (_row(track, group, known, claims.get(key)) for key, group in groups.items())
+    rows = [row for row in made if row is not None]
     sign = sign_of(track)
 
     def place(row: Row) -> tuple[bool, float, str, str]:
@@ -143,14 +148,14 @@ def _figures(track: NamedTrack, finished: list[Record], known: Known) -> _Figure
     )
 
 
-def _row(track: NamedTrack, group: list[Record], known: Known) -> Row | None:
+def _row(track: NamedTrack, group: list[Record], known: Known, claim: Equivalence | None) -> Row | None:
     runs = first_runs(group)
     finished = [record for record in runs if record.status == "ok" and record.scores.value is not None]
     if not finished:
         return None
     first, seeds = finished[0], [record.identity.seed_index for record in finished]
     figures = _figures(track, finished, known)
-    complete = set(range(track.track.seeds.count)) <= set(seeds) and _reached(track, finished)
+    complete = _is_whole(track, finished) and not is_unproven(claim)
     is_current = all(record.identity.track_sha256 == track.sha256 for record in finished)
     return Row(
         recipe=first.identity.recipe,
@@ -182,6 +187,7 @@ def _row(track: NamedTrack, group: list[Record], known: Known) -> Row | None:
         software=" / ".join(sorted({_software(record) for record in finished})),
         seeds=seeds,
         complete=complete,
+        claim=claim,
         completed=max(record.created for record in finished),
         num_diverged=sum(record.status == "diverged" for record in runs),
         warnings=_warnings(finished, len(group) - len(runs)),
@@ -192,9 +198,11 @@ def _row(track: NamedTrack, group: list[Record], known: Known) -> Row | None:
     )
 
 
-def _reached(track: NamedTrack, finished: list[Record]) -> bool:
-    """Whether every seed passes the track's target, where it has one."""
+def _is_whole(track: NamedTrack, finished: list[Record]) -> bool:
+    """Whether every seed finished, and passes the track's target where it has one."""
     score = track.track.score
+    if not set(range(track.track.seeds.count)) <= {record.identity.seed_index for record in finished}:
+        return False
     if not score.target:
         return True
     values = [record.scores.value for record in finished if record.scores.value is not None]

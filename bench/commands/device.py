@@ -42,7 +42,7 @@ def launch(options: argparse.Namespace) -> int:
     if found.plan.refusals:
         raise PlanRefused(found.plan.refusals[0], "`bench plan` shows the numbers")
     words = ["run", str(options.recipe), "--track", found.track.name]
-    for name in ("device", "seed"):
+    for name in ("device", "seed", "tracker"):
         value = getattr(options, name)
         words += [] if value is None else [f"--{name}", str(value)]
     words += ["--resume"] if options.resume else []
@@ -59,25 +59,32 @@ def _conduct(options: argparse.Namespace, found: Planned, ledger: Ledger) -> int
     console.line(f"{submission.name} on {track.name}" + (f" ({sentence})" if sentence else ""))
     if made.track_fields and submission.recipe.track != track.name:
         console.line(f"{track.track.says} {track.track.says_not}")
+    from bench.records.mirror import mirrored
+    from bench.training.run_folder import folder_path
+
     space = workspace(options)
     before_torch(options, made.recipe.precision.deterministic)
     with ledger.span("import"):
         from bench.run import RunRequest
         from bench.run import run as conduct
+    index = _seed_index(options, space, submission.name, track.name)
     request = RunRequest(
         submission=submission,
         track=track,
         plan=made,
         facts=facts,
         workspace=space,
-        seed_index=options.seed,
+        seed_index=index,
         resume=options.resume,
         environment=dict(options.environment),
         image_digest=options.environment.get("SPEEDRUN_IMAGE_DIGEST", ""),
         notes=[sentence] if sentence else [],
     )
+    folder = folder_path(space.runs, track.name, submission.name, index)
+    tracker = options.tracker if is_first else None
     try:
-        path = conduct(request, ledger, console)
+        with mirrored(tracker, folder, space.data, options.environment, _warn):
+            path = conduct(request, ledger, console)
     except Diverged:  # its record is written and belongs on the board
         from bench.board.build import write_board
 
@@ -86,6 +93,17 @@ def _conduct(options: argparse.Namespace, found: Planned, ledger: Ledger) -> int
     if path is not None:
         finish(path, space, made, options.json)
     return 0
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def _seed_index(options: argparse.Namespace, space: Workspace, recipe: str, track: str) -> int:
+    """The seed asked for, or the lowest without a record."""
+    from bench.records.store import next_seed_index
+
+    return options.seed if options.seed is not None else next_seed_index(space.records, track, recipe)
 
 
 def run_series(options: argparse.Namespace) -> int:
@@ -100,7 +118,7 @@ def run_series(options: argparse.Namespace) -> int:
     missing = [index for index in range(options.seeds) if index not in done]
     if not missing:
         print(f"seeds 0 to {options.seeds - 1} of {found.submission.name} on {found.track.name} have records")
-    place = Place(space, options.device, options.environment)
+    place = Place(space, options.device, options.environment, options.tracker)
     return run_seeds(options.recipe.absolute(), found.track.name, missing, place)
 
 

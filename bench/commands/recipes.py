@@ -32,6 +32,7 @@ def new(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> int:
     """`bench check`."""
+    from bench.spec.claim import require_claim
     from bench.spec.submission import load, short_name
 
     failures = []
@@ -39,6 +40,7 @@ def check(options: argparse.Namespace) -> int:
     for path in options.recipes or sorted(submissions.glob("*.toml"), key=lambda path: path.stem):
         try:
             submission = load(path, submissions)
+            require_claim(submission, submissions)
         except RecipeError as error:
             failures.append(error)
             continue

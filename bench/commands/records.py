@@ -57,10 +57,12 @@ def submit(options: argparse.Namespace) -> None:
     from bench.board.build import check_board
     from bench.records.bundle import bundle, commit
     from bench.records.store import read
+    from bench.spec.claim import require_claim
     from bench.spec.submission import load
 
     space = workspace(options)
     submission = load(options.recipe, space.submissions)
+    require_claim(submission, space.submissions)
     made = bundle(space, submission, options.recipe)
     paths = [space.root / name for name in made.records]
     found = findings_of(space, paths)

@@ -18,6 +18,7 @@ class Place(NamedTuple):
     space: Workspace
     device: str | None
     environment: Mapping[str, str]
+    tracker: str | None = None  # shows the runs too
 
 
 def run_seed(recipe: Path, track: str, seed_index: int, place: Place, output: IO[bytes] | None = None) -> int:
@@ -29,6 +30,7 @@ def run_seed(recipe: Path, track: str, seed_index: int, place: Place, output: IO
     command = [sys.executable, "-m", "bench", "run", str(recipe), "--track", track]
     command += ["--seed", str(seed_index), "--data", str(place.space.data)]
     command += ["--resume"] if _was_cut_off(place.space.runs / track / recipe.stem / str(seed_index)) else []
+    command += ["--tracker", place.tracker] if place.tracker else []
     command += ["--device", place.device] if place.device else []
     done = subprocess.run(
         command,

@@ -11,7 +11,7 @@ from bench.errors import VerificationFailed
 from bench.spec.submission import Submission
 from bench.spec.workspace import Workspace
 
-BOARD = ("leaderboard/LEADERBOARD.md", "leaderboard/index.html", "leaderboard/feed.json")
+BOARD = tuple(f"leaderboard/{name}" for name in ("LEADERBOARD.md", "index.html", "feed.json", "board.svg"))
 PLOTS = "leaderboard/plots/"
 LOG_SUFFIX = ".events.jsonl"
 MAX_NAMED = 5

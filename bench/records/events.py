@@ -29,10 +29,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def chained(previous_hash: str, key: str, time_s: float, value: dict[str, Any]) -> Event:
     """The event that follows `previous_hash`."""
-    body = msgspec.json.encode({"key": key, "time_s": time_s, "value": value}, order="deterministic")
-    return Event(
-        key=key, time_s=time_s, value=value, hash=hashlib.sha256(previous_hash.encode() + body).hexdigest()
-    )
+    body = _body(key, time_s, value)
+    return Event(key=key, time_s=time_s, value=value, hash=_hash(previous_hash, body))
+
+
+def _body(key: str, time_s: float, value: dict[str, Any]) -> bytes:
+    """An event's line without its hash."""
+    return msgspec.json.encode({"key": key, "time_s": time_s, "value": value}, order="deterministic")
+
+
+def _hash(previous_hash: str, body: bytes) -> str:
+    return hashlib.sha256(previous_hash.encode() + body).hexdigest()
 
 
 class EventLog:
@@ -109,10 +116,10 @@ def read_events(data: bytes, source: str) -> Iterator[Event]:
             event = msgspec.json.decode(line, type=Event)
         except (ValueError, RecursionError) as error:  # msgspec's DecodeError, and text that is not UTF-8
             raise VerificationFailed(f"{source}:{number}: not an event: {error}", hint) from error
-        follows = chained(tip, event.key, event.time_s, event.value)
-        if follows.hash != event.hash or msgspec.json.encode(follows, order="deterministic") != line:
+        body = _body(event.key, event.time_s, event.value)
+        tip = _hash(tip, body)
+        if b'%s,"hash":"%s"}' % (body[:-1], tip.encode()) != line:
             raise VerificationFailed(f"{source}:{number}: breaks the hash chain", hint)
-        tip = event.hash
         yield event
     if lines[-1]:
         raise VerificationFailed(f"{source}:{len(lines)}: not a whole line", hint)

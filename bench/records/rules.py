@@ -83,6 +83,7 @@ RULES: tuple[Rule, ...] = (
     Rule("one-setup", False, rules_series.one_setup),
     Rule("inert", False, rules_series.inert),
     Rule("significance", False, rules_series.significance),
+    Rule("systems-only", False, rules_series.systems_only),
 )
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from bench.errors import BenchError, VerificationFailed
 from bench.records.events import Event, read_events
-from bench.records.schema import Record
+from bench.records.samples import alike, sample_of
+from bench.records.schema import Record, encode
 from bench.records.store import StoredRecord
 from bench.spec.batch_ramp import MAX_MICROS, BatchRamp, batch_ramp, constant, is_on
 from bench.spec.plan import model_config
 from bench.spec.recipe import Recipe
+from bench.spec.submission import method_sha256
 from bench.spec.toml import faults
 from bench.spec.track import NamedTrack, Track, horizon_tokens, on_track
 from model.config import ModelConfig
@@ -29,7 +31,9 @@ class Context(NamedTuple):
 
     named: NamedTrack | None  # the track as it is now
     track: Track | None  # the same where the record was measured under this version of it
+    encoded: bytes  # the record's canonical bytes
     recipe: Recipe | None
+    recipe_sha256: str  # of its method
     recipe_problem: str
     asked: Recipe | None  # the recipe on the track
     config: ModelConfig | None  # of the model it asks for
@@ -37,6 +41,7 @@ class Context(NamedTuple):
     log_problem: str
     series: Series  # the runs of this recipe on this track over this text, this one among them
     field: Sequence[Series]  # all series of this track over this text
+    alike: Mapping[int, Sequence[str]]  # by a series' id: recipes that it is not told apart from
     reference: Record  # the oldest record of the field
     same_log: Sequence[Record]  # all whose event log ends as this one's, this one among them
 
@@ -80,19 +85,20 @@ def contexts(
     stored: Iterable[StoredRecord], tracks: Mapping[str, NamedTrack]
 ) -> list[tuple[StoredRecord, Context]]:
     """Each record with its context, the others being its neighbours."""
-    listed = list(stored)
-    beside = _neighbours([one.record for one in listed])
-    return [(one, _context(one, tracks.get(one.record.identity.track), beside)) for one in listed]
+    listed, resolved = list(stored), _Resolver()
+    beside = _neighbours([one.record for one in listed], tracks)
+    return [(one, _context(one, tracks.get(one.record.identity.track), beside, resolved)) for one in listed]
 
 
 class _Neighbours(NamedTuple):
     series: Mapping[SeriesKey, Series]
     fields: Mapping[tuple[str, str], Sequence[Series]]
+    alike: Mapping[tuple[str, str], Mapping[int, Sequence[str]]]
     oldest: Mapping[tuple[str, str], Record]
     logs: Mapping[str, Sequence[Record]]
 
 
-def _neighbours(records: Sequence[Record]) -> _Neighbours:
+def _neighbours(records: Sequence[Record], tracks: Mapping[str, NamedTrack]) -> _Neighbours:
     groups: dict[SeriesKey, list[Record]] = defaultdict(list)
     logs: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -103,33 +109,67 @@ def _neighbours(records: Sequence[Record]) -> _Neighbours:
         group.sort(key=lambda record: (record.identity.seed_index, *age(record)))
         fields[key[:2]].append(group)
     oldest = {key: min((one for series in field for one in series), key=age) for key, field in fields.items()}
-    return _Neighbours(groups, fields, oldest, logs)
+    told = {key: _alike(field, tracks[key[0]].track) for key, field in fields.items() if key[0] in tracks}
+    return _Neighbours(groups, fields, told, oldest, logs)
 
 
-def _context(stored: StoredRecord, named: NamedTrack | None, beside: _Neighbours) -> Context:
+def _alike(field: Sequence[Series], track: Track) -> dict[int, list[str]]:
+    """Once for a whole field: every series of it is compared with every other."""
+    found = [(id(series), sample) for series in field if (sample := sample_of(series, track)) is not None]
+    return dict(zip((at for at, _ in found), alike([sample for _, sample in found]), strict=True))
+
+
+def _context(
+    stored: StoredRecord, named: NamedTrack | None, beside: _Neighbours, resolve: _Resolver
+) -> Context:
     identity, key = stored.record.identity, series_key(stored.record)
     track = named.track if named is not None and named.sha256 == identity.track_sha256 else None
-    recipe, recipe_problem = _recipe(stored.record)
-    asked, config = _asked(recipe, track)
+    resolved = resolve(stored.record, track)
     events, log_problem = _events(stored)
     return Context(
         named=named,
         track=track,
-        recipe=recipe,
-        recipe_problem=recipe_problem,
-        asked=asked,
-        config=config,
+        encoded=encode(stored.record),
+        recipe=resolved.recipe,
+        recipe_sha256=resolved.sha256,
+        recipe_problem=resolved.problem,
+        asked=resolved.asked,
+        config=resolved.config,
         events=events,
         log_problem=log_problem,
         series=beside.series[key],
         field=beside.fields[key[:2]],
+        alike=beside.alike.get(key[:2], {}) if track is not None else {},
         reference=beside.oldest[key[:2]],
         same_log=beside.logs[stored.record.events_sha256_tip],
     )
 
 
-def _recipe(record: Record) -> tuple[Recipe | None, str]:
-    tables = record.identity.recipe_resolved
+class _Resolved(NamedTuple):
+    recipe: Recipe | None
+    sha256: str
+    problem: str
+    asked: Recipe | None
+    config: ModelConfig | None
+
+
+class _Resolver:
+    """Stored recipes as values; the same tables on the same track, as the runs of a row have them, once."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[bytes, int], _Resolved] = {}
+
+    def __call__(self, record: Record, track: Track | None) -> _Resolved:
+        tables = record.identity.recipe_resolved
+        key = msgspec.json.encode(tables), id(track)
+        if key not in self.found:
+            recipe, problem = _recipe(tables)
+            sha256 = method_sha256(recipe) if recipe else ""
+            self.found[key] = _Resolved(recipe, sha256, problem, *_asked(recipe, track))
+        return self.found[key]
+
+
+def _recipe(tables: dict[str, Any]) -> tuple[Recipe | None, str]:
     try:
         return msgspec.convert(tables, Recipe), ""
     except msgspec.ValidationError:

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator
 
 from bench.records.rules_context import Context
-from bench.records.schema import SCHEMA, encode, file_stem
+from bench.records.schema import SCHEMA, file_stem
 from bench.records.store import StoredRecord
-from bench.spec.submission import method_sha256
 from bench.spec.track import scale_fields, seed_value
 
 # The longest preset horizon, nanochat's 16,704 steps, each logged, makes 0.5 MB of curves and 5 MB of log.
@@ -27,7 +26,7 @@ def schema(stored: StoredRecord, context: Context) -> Iterator[str]:
 
 def canonical_bytes(stored: StoredRecord, context: Context) -> Iterator[str]:
     """The file holds the one byte string of its content."""
-    if stored.path.read_bytes() != encode(stored.record):
+    if stored.path.read_bytes() != context.encoded:
         yield "not the canonical bytes of its content"
 
 
@@ -35,8 +34,9 @@ def file_name(stored: StoredRecord, context: Context) -> Iterator[str]:
     """The file's name and folder follow from its content."""
     record, path = stored.record, stored.path
     where, says = (path.parent.parent.name, path.parent.name), (record.identity.track, record.identity.recipe)
-    if path.stem != file_stem(record):
-        yield f"the name does not follow from the content: {file_stem(record)}"
+    stem = file_stem(record, context.encoded)
+    if path.stem != stem:
+        yield f"the name does not follow from the content: {stem}"
     if where != says:
         yield f"lies in {'/'.join(where)}, says {'/'.join(says)}"
 
@@ -54,7 +54,7 @@ def recipe_hash(stored: StoredRecord, context: Context) -> Iterator[str]:
     if recipe is None:
         yield f"the stored recipe is not one: {context.recipe_problem}"
         return
-    if method_sha256(recipe) != identity.recipe_sha256:
+    if context.recipe_sha256 != identity.recipe_sha256:
         yield "recipe_sha256 is not the hash of the stored recipe"
     if (identity.recipe_title, identity.own_track) != (recipe.title, recipe.track):
         yield "title or track are not the stored recipe's"

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator
 
-from bench.records.rules_context import Context, Series, age
+from bench.records.equivalence import equivalence
+from bench.records.rules_context import Context, age
 from bench.records.schema import Record
 from bench.records.store import StoredRecord
-from bench.spec.track import Track
 
-# 97.5 % quantiles of Student's t by degrees of freedom, then the normal's.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-NORMAL_975 = 1.960
 MAX_NAMED = 3
 
 
@@ -84,41 +79,23 @@ def inert(stored: StoredRecord, context: Context) -> Iterator[str]:
 
 def significance(stored: StoredRecord, context: Context) -> Iterator[str]:
     """A row is told apart from its neighbours, or the difference is no claim (Welch, 95 %, two-sided)."""
-    track = context.track
-    if track is None or not _is_first(stored.record, context) or not _is_complete(context.series, track):
+    if not _is_first(stored.record, context):
         return
-    rivals = [other for other in context.field if other is not context.series and _is_complete(other, track)]
-    alike = [other[0].identity.recipe for other in rivals if not _told_apart(context.series, other, track)]
+    alike = context.alike.get(id(context.series), [])
     if alike:
         more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
         yield f"not told apart from {', '.join(alike[:MAX_NAMED])}{more}: no claim between them holds"
 
 
+def systems_only(stored: StoredRecord, context: Context) -> Iterator[str]:
+    """What claims to be systems-only alters no field of the method, and no score beyond the margin."""
+    if context.track is None or not _is_first(stored.record, context):
+        return
+    claim = equivalence(context.series, context.field, context.track)
+    if claim is not None and claim.verdict != "equivalent":
+        yield claim.says
+
+
 def _is_first(record: Record, context: Context) -> bool:
     """Rules about a series speak once, by its first record."""
     return context.series[0] is record
-
-
-def _is_complete(series: Series, track: Track) -> bool:
-    return set(range(track.seeds.count)) <= {one.identity.seed_index for one in series if _ranked(one, track)}
-
-
-def _ranked(record: Record, track: Track) -> float | None:
-    """What ranks a run: its score, or the log of its time, where noise is a ratio."""
-    if record.status != "ok" or record.scores.value is None:
-        return None
-    if track.score.rank_by == "metric":
-        return record.scores.value
-    return math.log(record.timing.official_s) if record.timing.official_s > 0 else None
-
-
-def _told_apart(a: Series, b: Series, track: Track) -> bool:
-    """Whether the means differ by more than the 95 % half-width, at the smaller sample's freedom."""
-    samples = [[value for one in series if (value := _ranked(one, track)) is not None] for series in (a, b)]
-    least = min(map(len, samples))
-    if least < 2:
-        return False
-    t = T_975[least - 2] if least - 2 < len(T_975) else NORMAL_975
-    error = math.sqrt(sum(statistics.variance(sample) / len(sample) for sample in samples))
-    means = [statistics.fmean(sample) for sample in samples]
-    return abs(means[0] - means[1]) > t * error

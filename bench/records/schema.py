@@ -200,6 +200,10 @@ def decode(data: bytes) -> Record:
     return msgspec.json.decode(data, type=Record)
 
 
-def file_stem(record: Record) -> str:
-    """`<seed index>-<hash8>`: the name follows from the content, so an edited record has not its name."""
-    return f"{record.identity.seed_index}-{hashlib.sha256(encode(record)).hexdigest()[:8]}"
+def file_stem(record: Record, encoded: bytes | None = None) -> str:
+    """`<seed index>-<hash8>`: the name follows from the content, so an edited record has not its name.
+
+    Args:
+        encoded: the record's canonical bytes, where they are there already.
+    """
+    return f"{record.identity.seed_index}-{hashlib.sha256(encoded or encode(record)).hexdigest()[:8]}"

@@ -237,6 +237,9 @@ class Recipe(Table, frozen=True, kw_only=True):
     notes: Text = ""
     links: Annotated[tuple[Link, ...], Meta(max_length=20)] = ()
     base: Name | None = None
+    systems_only: (
+        Annotated[Name, Meta(description="claims to compute what this recipe computes, faster")] | None
+    ) = None
     track: Name = "gpt2-8xh100"
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
@@ -255,4 +258,4 @@ class Recipe(Table, frozen=True, kw_only=True):
 
 
 # Fields that say nothing about the method: two recipes that differ only here are the same recipe.
-DESCRIPTIVE = ("title", "notes", "links", "base", "track")
+DESCRIPTIVE = ("title", "notes", "links", "base", "systems_only", "track")

@@ -15,6 +15,12 @@ from bench.spec.toml import check_name, decode, faults, merge, problem_error, re
 MAX_BASES = 16  # a lever's recipe is the tenth of its chain: it stands on quick and on all of nanochat's runs
 # A child's [horizon] replaces its base's: the fields exclude each other.
 EXCLUSIVE_TABLES = frozenset({"horizon"})
+OWN = (
+    "title",
+    "notes",
+    "links",
+    "systems_only",
+)  # what a recipe says of itself and a child does not take over
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -64,7 +70,7 @@ def _with_bases(path: Path, folder: Path, chain: tuple[str, ...]) -> dict[str, A
             f"{path}: more than {MAX_BASES} bases: {' -> '.join((*chain, base))}", "flatten the chain"
         )
     under = _with_bases(folder / f"{base}.toml", folder, (*chain, base))
-    under = {key: value for key, value in under.items() if key not in ("title", "notes", "links")}
+    under = {key: value for key, value in under.items() if key not in OWN}
     return merge(under, data, EXCLUSIVE_TABLES)
 
 
@@ -145,8 +151,8 @@ def flatten(table: dict[str, Any], path: str = "") -> dict[str, Any]:
 def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """(field, value in a, value in b) of every field of the method that differs, in the schema's order."""
     flat_a, flat_b = flatten(method(a)), flatten(method(b))
-    fields = list(flat_a) + [field for field in flat_b if field not in flat_a]
-    return [(f, flat_a.get(f), flat_b.get(f)) for f in fields if flat_a.get(f) != flat_b.get(f)]
+    fields = [*flat_a, *(field for field in flat_b if field not in flat_a)]
+    return [(f, x, y) for f in fields if (x := flat_a.get(f)) != (y := flat_b.get(f))]
 
 
 def short_name(recipe: Recipe, base: Recipe | None = None) -> str:

@@ -29,6 +29,7 @@ def new_recipe(title: str, base: str, recipe: Recipe) -> str:
         'notes = ""  # what you expect, then what came out, failures included',
         "links = []  # https://, at most 20",
         f"base = {toml_value(base)}",
+        f"# systems_only = {toml_value(base)}  # claims to compute what it computes, faster: RULES.md, 11",
         f"# track = {toml_value(recipe.track)}",
     ]
     for field in msgspec.structs.fields(recipe):

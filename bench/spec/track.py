@@ -24,6 +24,9 @@ class Score(Table, frozen=True, kw_only=True):
     better: Literal["lower", "higher"] = "lower"
     rank_by: Literal["metric", "time_to_target"] = "metric"
     target: NonNegative = 0.0
+    # How far the val_bpb of a systems-only change may lie from its base's. The default suits GPT-2's scale:
+    # two thirds of the deviation of nanochat's val_bpb over 20 seeds, 2.3e-4 (its pull 807).
+    equivalence: Positive = 1.5e-4
 
 
 class Hardware(Table, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ from tests.board.test_rows import runs
 from tests.records.sample import ROOT, changed, quick_recipe, quick_track, sample
 
 TRACK = quick_track()
+FILES = ("LEADERBOARD.md", "index.html", "feed.json", "board.svg")
 
 
 @pytest.fixture
@@ -166,14 +167,14 @@ def test_warnings_stand_below_the_table() -> None:
 
 def test_the_board_written_passes_its_check(space: Workspace) -> None:
     written = write_board(space)
-    assert [path.name for path in written] == ["LEADERBOARD.md", "index.html", "feed.json"]
+    assert [path.name for path in written] == list(FILES)
     assert check_board(space) == written
     assert {path: path.read_bytes() for path in written} == board_files(space)
     assert "2.5333 ± 0.1" in listing(read_standings(space))
     assert "2.5333 <i>± 0.1" in written[1].read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["LEADERBOARD.md", "index.html", "feed.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_every_file_of_the_board_is_checked(space: Workspace, name: str) -> None:
     write_board(space)
     path = space.board.parent / name

@@ -73,7 +73,7 @@ def test_the_board_uses_it_and_says_so(space: Workspace) -> None:
     assert after["other"].mde == pytest.approx(
         3.608 * section.prior.sigma * math.sqrt(5 / 7 * 2 / 3), rel=1e-3
     )
-    text, page, _ = (one.read_text(encoding="utf-8") for one in write_board(space))
+    text, page, *_ = (one.read_text(encoding="utf-8") for one in write_board(space))
     for shown in (text, page):
         assert "moderated by 6 runs of quick: sigma of val" in shown
 

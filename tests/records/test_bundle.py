@@ -82,7 +82,7 @@ def test_it_commits_exactly_the_submission(space: Workspace) -> None:
     assert names[0] == "Submit mine: 3 run(s) on cpu-quick"
     folders = sorted({name.rpartition("/")[0] for name in names[1:] if name})
     assert folders == ["leaderboard", "leaderboard/records/cpu-quick/mine", "submissions"]
-    assert len([name for name in names[1:] if name]) == 3 * 2 + 4
+    assert len([name for name in names[1:] if name]) == 3 * 2 + 5
 
 
 def _touch(path: str) -> Callable[[Workspace], None]:
