@@ -95,6 +95,7 @@ def sweep(options: argparse.Namespace) -> None:
     """`bench sweep`."""
     from bench.experiments import sweep_report as report
     from bench.experiments.runner import Place
+    from bench.experiments.sweep_chart import sweep_chart
     from bench.experiments.sweep_plan import as_json, plan_sweep, sweep_table
     from bench.experiments.sweep_run import run_sweep, sweep_folder
 
@@ -113,7 +114,7 @@ def sweep(options: argparse.Namespace) -> None:
     text = report.summary(planned, done)
     write_text(folder / "runs.csv", report.csv_text(rows))
     write_text(folder / "README.md", text)
-    write_text(folder / "cells.svg", report.sweep_chart(planned, done))
+    write_text(folder / "cells.svg", sweep_chart(planned, done))
     if options.json:
         emit(rows)
     else:

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import msgspec
 import pytest
+from bench.board.axes import Axis, dates, spanning, text, ticks
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bench.board.axes import Axis, dates, spanning, text, ticks
 from bench.board.plots import Change, Dated, Placed, frontier, progress, unbeaten, waterfall
 from bench.board.ranking import Estimate
 from bench.board.row_plots import MOST_POINTS, ledger_bar, ledger_parts, loss_lines, loss_points

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from bench.errors import PlanRefused, RecipeError
 from bench.experiments.statistics import minimum_detectable_effect
 from bench.experiments.sweep import Cell, Sweep, cell_text, cells_of, load_sweep, nested, submission_of
+from bench.experiments.sweep_chart import sweep_chart
 from bench.experiments.sweep_plan import SweepPlan, conflicts, coupled, plan_sweep, require, sweep_table
-from bench.experiments.sweep_report import COLUMNS, csv_text, record_row, rows_of, summary, sweep_chart
+from bench.experiments.sweep_report import COLUMNS, csv_text, record_row, rows_of, summary
 from bench.experiments.sweep_run import Done, Job, recorded, winner
 from bench.host.planning import rate_key, remember_rate
 from bench.spec.plan import Plan, PlanMachine, make_plan
