@@ -77,7 +77,7 @@ def _log_ticks(axis: Axis, count: int) -> list[Tick]:
 
 def _short(value: float) -> str:
     """A power's label: plain where it is short, else as 2e12."""
-    return f"{value:,.10g}" if 1e-3 < value < 1e6 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.10g}" if 1e-3 < value < 1e5 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def dates(axis: Axis, count: int = 6) -> list[Tick]:

@@ -17,6 +17,7 @@ STYLE = (
     ".dot{stroke:#fff}.line{stroke-width:1.6;stroke-linejoin:round}"
 )
 TITLE_PX, KEY_PX = 36, 18  # height of the title, and of a row of the key
+MARGIN = 8  # left of what a frame writes at its edge
 
 
 class Key(NamedTuple):
@@ -43,11 +44,12 @@ def key_rows(keys: Sequence[Key], width: float, left: float) -> tuple[list[str],
 
 def document(title: str, body: Sequence[str], width: float, height: float, left: float) -> str:
     """The file: the title shown and told, a white ground, the body."""
+    view = f'viewBox="{-MARGIN} 0 {width + MARGIN:g} {height:g}"'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" {view} role="img">',
             f"<title>{text(title)}</title><style>{STYLE}</style>",
-            f'<rect width="{width:g}" height="{height:g}" fill="#ffffff"/>',
+            f'<rect x="{-MARGIN}" width="{width + MARGIN:g}" height="{height:g}" fill="#ffffff"/>',
             f'<text class="title" x="{left:g}" y="24">{text(title)}</text>',
             *body,
             "</svg>",
