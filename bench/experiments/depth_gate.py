@@ -76,6 +76,12 @@ class DepthGate(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     reasons: tuple[str, ...] = ()
 
+    @property
+    def harms(self) -> bool:
+        """Whether the candidate is worse, at a depth or over all of them: more than a gain not shown."""
+        at_a_depth = any(map(_is_harm, self.depths, self.p_harm_holm))
+        return at_a_depth or (self.p_gain is not None and self.p_gain > 1.0 - ALPHA)
+
 
 def depth_difference(
     found: Difference, *, depth: int, parameters: int, flops_ratio: float, time_ratio: float | None
@@ -173,8 +179,8 @@ def pooled_difference(depths: Sequence[DepthDifference], is_common: bool) -> tup
     """(inverse-variance mean, its standard error, degrees of freedom).
 
     Weights from own variances are themselves noisy, and the plain error 1/sqrt(sum w) is then too small: it
-    is widened by Meier's factor 1 + 4 sum (w_i/W)(1 - w_i/W)/dof_i, on W^2 / sum(w_i^2/dof_i) degrees of freedom
-    (Meier 1953, Variance of a weighted mean).
+    is widened by Meier's factor 1 + 4 sum (w_i/W)(1 - w_i/W)/dof_i, on W^2 / sum(w_i^2/dof_i) degrees (Meier
+    1953, Variance of a weighted mean).
     """
     weights = [d.standard_error**-2 for d in depths]
     total = sum(weights)
@@ -212,13 +218,17 @@ def trend_of(depths: Sequence[DepthDifference], target_depth: int, target_parame
     )
 
 
+def _is_harm(d: DepthDifference, p_holm: float) -> bool:
+    return d.delta > d.allowed or p_holm < HARM_LEVEL
+
+
 def _objections(made: DepthGate) -> list[str]:
     """What fails, each with its figure."""
     assert made.p_gain is not None
     assert made.trend is not None
     found = []
     for d, p in zip(made.depths, made.p_harm_holm, strict=True):
-        if d.delta > d.allowed or p < HARM_LEVEL:
+        if _is_harm(d, p):
             found.append(f"harm at d{d.depth}: {d.delta:+.5f}, {d.allowed:.5f} is allowed")
     if not made.p_gain < ALPHA:
         found.append(f"no gain over all depths: {made.pooled:+.5f}, p = {made.p_gain:.2g}, needs {ALPHA}")

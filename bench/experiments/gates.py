@@ -270,10 +270,12 @@ def _generalisation(evidence: Evidence) -> Criterion:
     name, found = "miniseries", evidence.miniseries
     if found is None:
         return _unshown("6.4", name, "the miniseries of depths was not run")
+    # A miniseries asks for gain at equal work: a candidate that is only faster shows none and does no harm.
+    outcome: Outcome = "not shown" if found.verdict == "fail" and not found.harms else found.verdict
     return Criterion(
         number="6.4",
         name=name,
-        outcome=found.verdict,
+        outcome=outcome,
         figures=depth_figures(found),
         why="; ".join(found.reasons),
     )

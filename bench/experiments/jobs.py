@@ -212,18 +212,16 @@ def carry_out(
                 running.append((run, start(run), 1))
             if not running:
                 return
-            for entry in list(running):
-                run, handle, attempt = entry
-                code = handle.poll()
-                if code is None:
-                    continue
+            ended = [(entry, code) for entry in running if (code := entry[1].poll()) is not None]
+            for entry, code in ended:
                 running.remove(entry)
+                run, _, attempt = entry
                 if attempt < ATTEMPTS and not is_final(run, code):
                     tell(f"{run.name} again")
                     running.append((run, start(run), attempt + 1))
                 else:
                     yield run, code
-            if len(running) == num_at_once:
+            if not ended:
                 time.sleep(POLL_S)
     finally:
         for _, handle, _ in running:

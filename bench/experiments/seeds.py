@@ -39,6 +39,7 @@ def run_seeds(
     write their lines to logs below .runs/jobs.
     """
     folder = place.space.runs / "jobs" / recipe.stem
+    start = starter(jobs, place, folder)
     folder.mkdir(parents=True, exist_ok=True)
     runs = [
         SeedRun(
@@ -55,7 +56,6 @@ def run_seeds(
     def is_final(run: SeedRun, code: int) -> bool:
         return code in FINAL or run.seed_index in recorded_seeds(place.space.records, track, recipe.stem)
 
-    start = starter(jobs, place, folder)
     with closing(carry_out(iter(runs), start, jobs.num_at_once, is_final, tell)) as under_way:
         for run, code in under_way:
             ended.append(Ended(run.seed_index, code, _printed(run, code)))
