@@ -12,11 +12,14 @@ from bench.experiments.depth_gate import DepthGate
 from bench.experiments.gates import judge
 from bench.experiments.miniseries import Miniseries, find_miniseries, gate_miniseries, problems_of
 from bench.experiments.profile import ratios
+from bench.host.machine import detect
+from bench.host.planning import default_track
 from bench.records.schema import Record
+from bench.spec.track import load_tracks
 from tests.experiments.depths import BASELINE, CANDIDATE, OWN, TRACK, arm, run_at
 from tests.experiments.runs import changed
 from tests.experiments.test_gates import evidence, faster
-from tests.records.sample import FACTS
+from tests.records.sample import FACTS, ROOT
 
 BASE = arm((0.0, 0.0, 0.0), 0.0)
 
@@ -125,3 +128,9 @@ def test_the_gate_takes_the_miniseries_as_its_criterion() -> None:
         assert criterion.outcome == outcome, criterion
         assert criterion.figures["d8_delta"] == pytest.approx(-gains[2] + sum(OWN) / 3)
         assert criterion.figures["verdict"] == ("pass" if outcome == "pass" else "fail")
+
+
+def test_a_cpu_still_takes_its_first_track_where_none_is_named() -> None:
+    tracks = load_tracks(ROOT / "leaderboard" / "tracks")
+    (own,) = (track for track in tracks if track.name == "gpt2-8xh100")
+    assert default_track(own, tracks, detect("cpu", environment={}))[0].name == "cpu-quick"
