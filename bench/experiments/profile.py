@@ -55,8 +55,7 @@ def profile_chart(problems: Sequence[Problem], title: str, names: Mapping[str, s
         points = [(factor, 100.0 * share_within(values, factor)) for factor in corners]
         label = f"{names[method]}, mean to factor {MOST_RATIO:g}: {profile_score(values):.2f}"
         lines.append(Line(label, points, is_stepped=True))
-    lines.append(
-        Line("", [(1.0, 0.0), (1.0, 100.0)], colour=7)
-    )  # the whole range is shown, whatever was reached
+    whole_range = [(1.0, 0.0), (1.0, 100.0)]  # shown whatever was reached
+    lines.append(Line("", whole_range, colour=7))
     x_label = f"factor of the faster one's time to target, over {len(problems)} depths"
     return chart(title, x_label, "depths solved within it (%)", lines)
