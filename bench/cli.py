@@ -117,12 +117,13 @@ CHECKING = "--device --out --data --seconds"
 ASKING = "--max-per-task --baselines --squad --bundle --device --data --json --lm-eval-table"
 IMAGINING = "--world --nodes --link --network"
 REPLAYING = "record --segments --nonce --device --data --json"
-GATING = "--baseline --track --target --cycle --phase --miniseries --concern"
+GATING = "--baseline --track --target --cycle --phase --miniseries --target-depth --plot --concern"
 SHAPING = "--params --head-dim --tied --balanced --fastest --tolerance"
 COMPARING = "a b --track --effect --plot --json"
-RUNNING = "--seed --seeds --resume --tracker --json"
+SPREADING = "--jobs --executor --slurm"
+RUNNING = f"--seed --seeds {SPREADING} --resume --tracker --json"
 LAUNCHING = f"{RUNNING} --nodes --node-rank --rendezvous"
-SWEEPING = "sweep --plan --track --device --data --json"
+SWEEPING = f"sweep --plan --base-recipe --track {SPREADING} --device --data --json"
 # Name, function, what it does, arguments.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str], ...] = (
     ("new", recipes.new, "write a new recipe that stands on another", "name --base"),
@@ -174,6 +175,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "metavar": "INDEX",
         "help": "index into the track's seeds; default: the next",
     },
+    "--jobs": {"type": whole(1, 1000), "metavar": "N", "help": "runs at a time (default: 1; on Slurm all)"},
+    "--executor": {"choices": ("local", "slurm"), "default": "local", "help": "default: local"},
+    "--slurm": {
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "help": "a parameter of Slurm, such as partition=gpu, gpus_per_node=8, timeout_min=240; repeatable",
+    },
+    "--base-recipe": {
+        "type": Path,
+        "metavar": "RECIPE",
+        "help": "the recipe that cells stand on, instead of the sweep's",
+    },
     "--device": {"choices": ("cuda", "mps", "cpu"), "help": "default: the best there is"},
     "--data": {"type": Path, "help": "data folder; default: .data of the checkout"},
     "--resume": {"action": "store_true", "help": "continue from the newest whole checkpoint"},
@@ -215,9 +229,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--cycle": {"type": whole(1, 999), "default": 1, "help": "cycle of experiments (default 1)"},
     "--phase": {"type": whole(1, 5), "default": 1, "help": "phase of the cycle (default 1)"},
     "--miniseries": {
-        "choices": ("pass", "fail", "not run"),
-        "default": "not run",
-        "help": "what the miniseries of depths said (default: not run, which keeps a candidate optional)",
+        "nargs": "?",
+        "const": "",
+        "metavar": "TRACK",
+        "help": "judge both methods' runs at several depths of TRACK (default: of the one with most depths)",
+    },
+    "--target-depth": {
+        "type": whole(1, 200),
+        "metavar": "DEPTH",
+        "help": "the depth that the miniseries' claim is about; default: the deepest that was run",
     },
     "--concern": {"action": "append", "default": [], "help": "a cause to roll back, in words; repeatable"},
     "--params": {"type": count, "required": True, "help": "parameters, such as 38M"},

@@ -30,6 +30,7 @@ LAYERS = (
     "bench.evaluation",
     "bench.proving",
     "bench.records",
+    "bench.drawing",
     "bench.training_run",
     "bench.run",
     "bench.perf",
@@ -48,8 +49,8 @@ LAYERS = (
     "tests",
 )
 # The only modules that may import these packages.
-HOMES = {"triton": "kernels.triton_ops.*", "pynvml": "bench.host.power", "matplotlib": "bench.board.plots"}
-OPTIONAL = ("triton", "matplotlib")  # not installed everywhere
+HOMES = {"triton": "kernels.triton_ops.*", "pynvml": "bench.host.power", "submitit": "bench.experiments.jobs"}
+OPTIONAL = ("triton",)  # not installed everywhere
 
 # Checking a recipe or rebuilding the board works in a second, and where torch is not installed.
 HEAVY = {"torch", "numpy", "pyarrow", "tiktoken", "triton", "matplotlib"}
@@ -63,6 +64,7 @@ LIGHT = (
     "bench.records.events",
     "bench.records.verify",
     "bench.records.rules*",
+    "bench.drawing*",
     "bench.board*",
     "bench.experiments*",
     "bench.host.machine",

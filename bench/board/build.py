@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import zip_longest
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from bench.board.listing import listing
 from bench.board.page import page
 from bench.board.picture import picture
 from bench.board.reported import Reported, load_reported
-from bench.board.rows import first_runs
 from bench.board.standings import Section, standings
 from bench.board.states import NOTHING_KNOWN, Known, load_disputes
 from bench.errors import DataError, RecipeError, VerificationFailed
+from bench.experiments.series import first_runs
 from bench.records.replayed import load_replays, record_sha256
 from bench.records.schema import Record
 from bench.records.store import read_all
@@ -80,7 +81,7 @@ def write_board(space: Workspace) -> list[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_suffix(".part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # runs side by side each rebuild the board
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench.board.axes import text
 from bench.board.delta import base_of, short_of
 from bench.board.listing import mde, seeds
 from bench.board.ranking import Estimate
 from bench.board.rows import Row
 from bench.board.standings import Section, Table
+from bench.drawing.words import text
 
 NONE = ""  # a cell without a figure; a column of these is left out
 ABSENT = "–"

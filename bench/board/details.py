@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from bench.board.axes import text
 from bench.board.delta import base_of, changes
 from bench.board.ranking import chance_less
 from bench.board.row_plots import ledger_bar, ledger_parts, loss_lines, mean_ledger
 from bench.board.rows import Row, is_ranked, sign_of
 from bench.board.standings import Section, Table
+from bench.drawing.words import text
 
 SURE = 0.999  # beyond it the tails of a t say little
 SHORT = 12  # characters of a hash that people compare; the feed has them whole

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from tabulate import tabulate
 
+from bench.drawing.words import plain
+
 # Characters that begin or end markup in GitHub's Markdown, `$` of its formulas among them.
 MARKUP = frozenset("\\|*_`[]#~!$")
-UNPRINTED = (
-    "Cc",
-    "Cf",
-    "Cs",
-    "Co",
-    "Zl",
-    "Zp",
-    "Zs",
-)  # not Cn: what is unassigned differs by Python's version
 BREAK = "&#8203;"  # a zero-width space
-
-
-def plain(text: str) -> str:
-    """Text of one line, without characters that are not printed or that turn what follows around."""
-    shown = "".join(" " if unicodedata.category(character) in UNPRINTED else character for character in text)
-    return " ".join(shown.split())
 
 
 def escape(text: str) -> str:

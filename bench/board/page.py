@@ -12,7 +12,6 @@ import hashlib
 from importlib import resources
 from typing import NamedTuple
 
-from bench.board.axes import text
 from bench.board.columns import ABSENT, Column, columns_of
 from bench.board.delta import base_of, short_of
 from bench.board.details import details
@@ -22,6 +21,7 @@ from bench.board.ranking import Estimate
 from bench.board.reported import Figure, Group, Reported
 from bench.board.rows import is_ranked, sign_of
 from bench.board.standings import Section, Table
+from bench.drawing.words import text
 
 MOST_BYTES = 290_000
 INTRO = """One row is one recipe over the seeds the harness assigned: means (of times the geometric one)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.board.axes import Axis, spanning, text, ticks
 from bench.board.delta import base_of, short_of
 from bench.board.ranking import Estimate
 from bench.board.rows import Row, is_ranked
 from bench.board.standings import Section, Table
+from bench.drawing.axes import Axis, spanning, ticks
+from bench.drawing.words import text
 
 MOST_ROWS = 10
 WIDTH, MARGIN, TOP, ROW_PX, FOOT = 960, 28, 112, 44, 62

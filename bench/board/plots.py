@@ -7,25 +7,25 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import NamedTuple
 
-from bench.board.axes import (
+from bench.board.ranking import Estimate
+from bench.drawing.axes import Axis, dates, spanning, ticks
+from bench.drawing.marks import (
     BOTTOM,
     HEIGHT,
     LEFT,
     RIGHT,
     TOP,
     WIDTH,
-    Axis,
-    bar,
-    dates,
     dot,
     drawing,
     frame,
     label,
-    spanning,
-    text,
-    ticks,
+    level,
+    row_grid,
+    row_name,
+    upright,
 )
-from bench.board.ranking import Estimate
+from bench.drawing.words import text
 
 MOST_LABELS = 12  # more names than these lie over each other
 MOST_BARS = 24
@@ -95,7 +95,7 @@ def frontier(points: Sequence[Placed]) -> str:
         across, up = x.at(one.seconds.mean), y.at(one.bpb.mean)
         left, right = (x.at(end) for end in _ends(one.seconds))
         if right > left:
-            parts.append(f'<path class="err" d="M{left:.1f} {up:.1f}H{right:.1f}"/>')
+            parts.append(level(up, left, right))
         parts.append(_upright(across, y, one.bpb))
         said = f"{one.name}: {_told(one.bpb)} bpb in {_told(one.seconds, 1)} s"
         parts.append(dot(across, up, said, "dot best" if one in best else "dot"))
@@ -126,34 +126,24 @@ def waterfall(base: str, changes: Sequence[Change], sign: float, figure_name: st
     shown = sorted(kept, key=lambda one: (sign * one.delta.mean, one.name))
     bottom = TOP + BAR_PX * len(shown)
     x = spanning([0.0, *(end for one in shown for end in _ends(one.delta))], NAMES_PX, WIDTH - RIGHT)
-    parts = [_grid(x, bottom)]
+    parts = [row_grid(x, bottom, ticks(x), 0.0)]
     for number, one in enumerate(shown):
         middle = TOP + BAR_PX * (number + 0.5)
         start, end = sorted((x.at(0.0), x.at(one.delta.mean)))
         kind = "good" if sign * one.delta.mean < 0 else "bad"
         low, high = (x.at(value) for value in _ends(one.delta))
-        name = one.name if len(one.name) <= 28 else f"{one.name[:27]}…"
-        parts.append(f'<text class="end" x="{NAMES_PX - 8}" y="{middle + 4:.1f}">{text(name)}</text>')
+        parts.append(row_name(one.name, NAMES_PX, middle))
         parts.append(
             f'<rect class="{kind}" x="{start:.1f}" y="{middle - 8:.1f}" width="{end - start:.1f}" '
             f'height="16">'
             f"<title>{text(f'{one.name}: {one.delta.mean:+.4f}{_spread(one.delta, 4)}')}</title></rect>"
         )
         if high > low:
-            parts.append(f'<path class="err" d="M{low:.1f} {middle:.1f}H{high:.1f}"/>')
+            parts.append(level(middle, low, high))
     middle = (x.start_px + x.end_px) / 2
     said = f"change of {figure_name} against {base}"
     parts.append(f'<text class="mid name" x="{middle:g}" y="{bottom + 36}">{text(said)}</text>')
     return drawing(said, parts, bottom + BOTTOM)
-
-
-def _grid(x: Axis, bottom: float) -> str:
-    marks = [
-        f'<path class="grid" d="M{x.at(value):.1f} {TOP}V{bottom}"/>'
-        f'<text class="mid" x="{x.at(value):.1f}" y="{bottom + 18}">{text(shown)}</text>'
-        for value, shown in ticks(x)
-    ]
-    return "".join([*marks, f'<path class="axis" d="M{x.at(0.0):.1f} {TOP}V{bottom}"/>'])
 
 
 def _seconds(created: str) -> float | None:
@@ -172,7 +162,7 @@ def _ends(figure: Estimate) -> tuple[float, float]:
 
 def _upright(x_px: float, y: Axis, figure: Estimate) -> str:
     low, high = _ends(figure)
-    return bar(x_px, y.at(low), y.at(high)) if high > low else ""
+    return upright(x_px, y.at(low), y.at(high)) if high > low else ""
 
 
 def _told(figure: Estimate, digits: int = 4) -> str:

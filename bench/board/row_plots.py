@@ -6,7 +6,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from bench.board.axes import BOTTOM, LEFT, RIGHT, TOP, WIDTH, drawing, frame, spanning, text, ticks
+from bench.drawing.axes import spanning, ticks
+from bench.drawing.marks import BOTTOM, LEFT, RIGHT, TOP, WIDTH, drawing, frame
+from bench.drawing.words import text
 from bench.records.schema import Curves, Record
 
 LOSS_HEIGHT = 220

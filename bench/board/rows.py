@@ -18,6 +18,7 @@ from bench.board.ranking import (
     sample_of,
 )
 from bench.board.states import NOTHING_KNOWN, Known, State, known_of, state_of
+from bench.experiments.series import first_runs
 from bench.experiments.statistics import Prior
 from bench.records.equivalence import Equivalence
 from bench.records.replayed import record_sha256
@@ -110,14 +111,6 @@ def only_diverged(track: NamedTrack, records: list[Record]) -> dict[str, int]:
     finished = {record.identity.recipe for record in here if record.status == "ok"}
     lost = sorted(record.identity.recipe for record in here if record.identity.recipe not in finished)
     return {recipe: lost.count(recipe) for recipe in lost}
-
-
-def first_runs(group: list[Record]) -> list[Record]:
-    """The first run of every seed, by seed: repeating a seed until it comes out well changes no row."""
-    by_seed: dict[int, Record] = {}
-    for record in sorted(group, key=lambda record: (record.created, record.events_sha256_tip), reverse=True):
-        by_seed[record.identity.seed_index] = record
-    return [by_seed[seed_index] for seed_index in sorted(by_seed)]
 
 
 class _Figures(NamedTuple):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.shared import before_torch, emit, planned, workspace
+from bench.commands.shared import before_torch, emit, jobs_asked, planned, tell, workspace
 from bench.errors import Diverged, PlanRefused, RecipeError, VerificationFailed
 from bench.spec.workspace import Workspace
 
@@ -22,6 +22,8 @@ def run(options: argparse.Namespace) -> int:
     """`bench run`."""
     if options.seeds is not None:
         return run_series(options)
+    if options.jobs or options.slurm or options.executor != "local":
+        raise RecipeError("--jobs, --executor and --slurm spread several runs", "add --seeds N")
     from bench.host.clock import Ledger
 
     ledger = Ledger.start()
@@ -108,18 +110,29 @@ def _seed_index(options: argparse.Namespace, space: Workspace, recipe: str, trac
 
 def run_series(options: argparse.Namespace) -> int:
     """`bench run --seeds N`: those of the first N seeds that have no record."""
-    from bench.experiments.runner import Place, run_seeds
+    from bench.board.build import write_board
+    from bench.experiments.jobs import require_room, time_decides
+    from bench.experiments.runner import Place
+    from bench.experiments.seeds import run_seeds, worst_code
     from bench.records.store import recorded_seeds
 
     if options.seed is not None:
         raise RecipeError("--seed names one seed, --seeds how many", "give one of the two")
     found, space = planned(options, own_by_default=False), workspace(options)
+    jobs = jobs_asked(options, found.track)
+    require_room(jobs, found.track, time_decides(found.track.track, [found.plan.recipe.horizon]))
     done = recorded_seeds(space.records, found.track.name, found.submission.name)
     missing = [index for index in range(options.seeds) if index not in done]
-    if not missing:
+    if not missing and not options.json:
         print(f"seeds 0 to {options.seeds - 1} of {found.submission.name} on {found.track.name} have records")
     place = Place(space, options.device, options.environment, options.tracker)
-    return run_seeds(options.recipe.absolute(), found.track.name, missing, place)
+    recipe = options.recipe.absolute()
+    ended = run_seeds(recipe, found.track.name, missing, place, jobs, tell, as_json=options.json)
+    if ended and not jobs.is_inline:  # of runs side by side the last to write need not have seen all records
+        write_board(space)
+    if options.json:
+        emit([one._asdict() for one in ended])
+    return worst_code(ended)
 
 
 def finish(path: Path, space: Workspace, made: Any, as_json: bool) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from bench.commands.shared import emit, workspace
+from bench.commands.shared import emit, jobs_asked, tell, workspace
 from bench.errors import DataError, RecipeError
 
 
@@ -32,6 +31,8 @@ def compare(options: argparse.Namespace) -> None:
 def gate(options: argparse.Namespace) -> None:
     """`bench gate`."""
     from bench.experiments.decisions import write_changelog, write_once
+    from bench.experiments.depth_gate import gate_text
+    from bench.experiments.profile import profile_chart
     from bench.experiments.verdict import GateRequest, decision_text
     from bench.experiments.verdict import gate as decided
     from bench.records.store import read_all
@@ -45,9 +46,16 @@ def gate(options: argparse.Namespace) -> None:
         cycle=options.cycle,
         phase=options.phase,
         miniseries=options.miniseries,
+        target_depth=options.target_depth,
         concerns=tuple(options.concern),
     )
-    decision = decided(space, read_all(space.records), request)
+    if options.plot and options.miniseries is None:
+        raise RecipeError("--plot draws the profile of a miniseries", "add --miniseries")
+    decision, depths, problems = decided(space, read_all(space.records), request)
+    if options.plot:
+        names = {"baseline": decision.baseline, "candidate": decision.candidate}
+        title = f"{decision.candidate} against {decision.baseline}: time to the baseline's score"
+        write_text(options.plot, profile_chart(problems, title, names))
     folder = space.root / "leaderboard" / "decisions"
     path, is_new = write_once(folder, decision)
     log = write_changelog(folder)
@@ -55,6 +63,7 @@ def gate(options: argparse.Namespace) -> None:
         emit(decision)
     else:
         print(decision_text(decision))
+        print(f"\n{gate_text(depths)}\n" if depths else "")
         state = "wrote" if is_new else "known already:"
         print(f"{state} {path.relative_to(space.root)}, {log.relative_to(space.root)}")
 
@@ -93,27 +102,29 @@ def arch(options: argparse.Namespace) -> None:
 
 def sweep(options: argparse.Namespace) -> None:
     """`bench sweep`."""
+    from bench.board.build import write_board
     from bench.experiments import sweep_report as report
     from bench.experiments.runner import Place
+    from bench.experiments.sweep_chart import sweep_chart
     from bench.experiments.sweep_plan import as_json, plan_sweep, sweep_table
     from bench.experiments.sweep_run import run_sweep, sweep_folder
 
     space = workspace(options)
-    planned = plan_sweep(options.sweep, space, options.device, options.environment, options.track)
+    base = recipe_name(options.base_recipe) if options.base_recipe else None
+    planned = plan_sweep(options.sweep, space, options.device, options.environment, options.track, base)
     if options.plan:
         emit(as_json(planned)) if options.json else print(sweep_table(planned))
         return
-    print(sweep_table(planned), file=sys.stderr, flush=True)
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    done = run_sweep(planned, Place(space, options.device, options.environment), tell)
+    tell(sweep_table(planned))
+    jobs = jobs_asked(options, planned.track)
+    done = run_sweep(planned, Place(space, options.device, options.environment), tell, jobs)
+    if not jobs.is_inline:  # of runs side by side the last to write need not have seen all records
+        write_board(space)
     folder, rows = sweep_folder(space, planned.name), report.rows_of(planned, done)
     text = report.summary(planned, done)
     write_text(folder / "runs.csv", report.csv_text(rows))
     write_text(folder / "README.md", text)
-    write_text(folder / "cells.svg", report.sweep_chart(planned, done))
+    write_text(folder / "cells.svg", sweep_chart(planned, done))
     if options.json:
         emit(rows)
     else:

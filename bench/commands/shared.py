@@ -7,12 +7,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
+from bench.errors import RecipeError
 from bench.spec.workspace import Workspace
 
 if TYPE_CHECKING:
+    from bench.experiments.jobs import Jobs
     from bench.host.planning import Planned
+    from bench.spec.track import NamedTrack
+
+MOST_JOBS = 1000
 
 
 def workspace(options: argparse.Namespace) -> Workspace:
@@ -20,6 +26,11 @@ def workspace(options: argparse.Namespace) -> Workspace:
     return Workspace(
         root=options.root, data=(getattr(options, "data", None) or options.root / ".data").absolute()
     )
+
+
+def tell(line: str) -> None:
+    """Progress, beside what a command prints."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def emit(value: object) -> None:
@@ -43,6 +54,26 @@ def planned(options: argparse.Namespace, own_by_default: bool) -> Planned:
         own_by_default,
         getattr(options, "world", None),
     )
+
+
+def jobs_asked(options: argparse.Namespace, track: NamedTrack) -> Jobs:
+    """How the runs of a series or a sweep are spread: --executor, --jobs, --slurm."""
+    from bench.experiments.jobs import Jobs, places_of, slurm_parameters
+
+    parameters = slurm_parameters(options.slurm)
+    if options.executor == "slurm":
+        return Jobs("slurm", options.jobs or MOST_JOBS, parameters)
+    if parameters:
+        raise RecipeError("--slurm without --executor slurm", "add it, or leave the parameters out")
+    if options.jobs in (None, 1):
+        return Jobs()
+    from bench.host.machine import detect
+
+    facts = detect(options.device, environment=options.environment)
+    visible = options.environment.get("CUDA_VISIBLE_DEVICES")
+    num_gpus = facts.device_count if facts.device_kind == "cuda" else 0
+    places = places_of(visible, num_gpus, track.track.hardware.device_count) if num_gpus else []
+    return Jobs("local", options.jobs, devices=places)
 
 
 def before_torch(options: argparse.Namespace, deterministic: bool = False) -> None:

@@ -40,7 +40,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     time_gain: float | None  # 1 - ratio of the official times
     robust_gain: float | None  # its lower 95 % bound
     bpb_difference: float | None
-    miniseries: Literal["pass", "fail", "not run"]
+    miniseries: Literal["pass", "fail", "not shown", "not run"]
     criteria: list[Criterion]
     decision: Decided
     reasons: list[str]

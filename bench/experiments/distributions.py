@@ -1,4 +1,4 @@
-"""Normal and Student's t distributions, in plain Python: a comparison needs no numerical library."""
+"""Normal, chi-squared and Student's t: a comparison needs no numerical library."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ TINY = 1e-300
 def normal_cdf(z: float) -> float:
     """P(Z <= z); by erfc, so that the lower tail keeps its digits."""
     return 0.5 * math.erfc(-z / math.sqrt(2.0))
+
+
+def chi_squared_tail(value: float, dof: int) -> float:
+    """P(X >= value) of a chi-squared X; Q(a + 1, x) = Q(a, x) + x^a e^-x / Gamma(a + 1), a from 1/2 or 1."""
+    x, a = value / 2.0, 1.0 if dof % 2 == 0 else 0.5
+    tail = math.exp(-x) if dof % 2 == 0 else math.erfc(math.sqrt(x))
+    while a < dof / 2.0 and x > 0.0:
+        tail += math.exp(a * math.log(x) - x - math.lgamma(a + 1.0))
+        a += 1.0
+    return min(tail, 1.0)
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:

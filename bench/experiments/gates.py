@@ -14,6 +14,8 @@ from typing import Literal
 import msgspec
 
 from bench.experiments.compare import smoothed
+from bench.experiments.depth_gate import DepthGate
+from bench.experiments.depth_gate import figures as depth_figures
 from bench.experiments.series import Series
 from bench.experiments.statistics import Difference, Prior, contrast, paired
 from bench.experiments.time_to_target import TimeToTarget, first_reached
@@ -50,7 +52,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     score_prior: Prior | None = None
     time_prior: Prior | None = None
     record_problems: tuple[str, ...] = ()  # what verifying the candidate's records found
-    miniseries: Literal["pass", "fail", "not run"] = "not run"
+    miniseries: DepthGate | None = None  # None: not run
     concerns: tuple[str, ...] = ()  # a maintainer's: complexity, or behaviour that is harder to reason about
 
     @property
@@ -265,10 +267,18 @@ def _compile_path(evidence: Evidence) -> Criterion:
 
 def _generalisation(evidence: Evidence) -> Criterion:
     """6.4: the gain survives the miniseries of depths."""
-    name, state = "miniseries", evidence.miniseries
-    if state == "not run":
+    name, found = "miniseries", evidence.miniseries
+    if found is None:
         return _unshown("6.4", name, "the miniseries of depths was not run")
-    return _simple("6.4", name, state == "pass", {"verdict": state}, "it regresses across depths")
+    # A miniseries asks for gain at equal work: a candidate that is only faster shows none and does no harm.
+    outcome: Outcome = "not shown" if found.verdict == "fail" and not found.harms else found.verdict
+    return Criterion(
+        number="6.4",
+        name=name,
+        outcome=outcome,
+        figures=depth_figures(found),
+        why="; ".join(found.reasons),
+    )
 
 
 def _rollback(evidence: Evidence) -> Iterator[Criterion]:

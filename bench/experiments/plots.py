@@ -1,17 +1,17 @@
-"""Charts as SVG text: points and lines on linear or logarithmic axes, readable in a browser and in a diff."""
+"""Charts of experiments as SVG files: points and lines on linear or logarithmic axes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
+from itertools import pairwise
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 760, 440
-LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 56
-NUM_TICKS = 6
-# Okabe and Ito's colours, told apart by the colour-blind as well.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
+from bench.drawing.axes import spanning, ticks
+from bench.drawing.document import COLOURS, Key, document, key_rows
+from bench.drawing.marks import BOTTOM, LEFT, frame
+
+WIDTH, HEIGHT, RIGHT = 760, 440, 24
 
 
 class Line(NamedTuple):
@@ -21,97 +21,52 @@ class Line(NamedTuple):
     points: Sequence[tuple[float, float]]
     is_dotted: bool = False
     colour: int | None = None  # default: the series' place
+    is_stepped: bool = False  # holds each value up to the next point
 
 
-class Axis(NamedTuple):
-    """One axis' range in drawn units, and where it lies on the page."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-    is_log: bool
-
-    def place(self, value: float) -> float:
-        """Page coordinate of a value."""
-        drawn = math.log10(value) if self.is_log else value
-        return self.start + (drawn - self.low) / (self.high - self.low) * (self.stop - self.start)
-
-
-def chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *, log_x: bool = False) -> str:
-    """The whole SVG document of a chart; equal input gives equal bytes."""
-    kept = [
-        line._replace(
-            points=[p for p in line.points if all(map(math.isfinite, p)) and (p[0] > 0 or not log_x)]
-        )
-        for line in lines
+def chart(
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> str:
+    """The whole SVG file of a chart; equal input gives equal bytes."""
+    kept = [line._replace(points=_drawable(line.points, log_x, log_y)) for line in lines]
+    points = [point for line in kept for point in line.points] or [(1.0, 1.0), (2.0, 2.0)]
+    colours = [
+        COLOURS[(place if line.colour is None else line.colour) % len(COLOURS)]
+        for place, line in enumerate(kept)
     ]
-    points = [point for line in kept for point in line.points]
-    x = _axis([p[0] for p in points], LEFT, WIDTH - RIGHT, log_x)
-    y = _axis([p[1] for p in points], HEIGHT - BOTTOM, TOP, False)
-    body = [*_ticks(x, y), *_words(title, x_label, y_label)]
-    for place, line in enumerate(kept):
-        body += _drawn(line, COLOURS[(place if line.colour is None else line.colour) % len(COLOURS)], x, y)
-    body += _legend(kept)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-    head += 'font-family="sans-serif" font-size="12">'
-    background = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
-    return "\n".join([head, background, *body, "</svg>", ""])
+    named = [Key(line.label, c, line.is_dotted) for line, c in zip(kept, colours, strict=True) if line.label]
+    key, top = key_rows(named, WIDTH - RIGHT, LEFT)
+    x = spanning([p[0] for p in points], LEFT, WIDTH - RIGHT, is_log=log_x)
+    y = spanning([p[1] for p in points], HEIGHT - BOTTOM, top, is_log=log_y)
+    body = [*key, *frame(x, y, ticks(x, 7), ticks(y, 6), x_label, y_label)]
+    for line, colour in zip(kept, colours, strict=True):
+        places = [(x.at(px), y.at(py)) for px, py in line.points]
+        body += _dots(places, colour) if line.is_dotted else _path(places, colour, line.is_stepped)
+    return document(title, body, WIDTH, HEIGHT, LEFT)
 
 
-def _axis(values: list[float], start: float, stop: float, is_log: bool) -> Axis:
-    drawn = [math.log10(value) if is_log else value for value in values] or [0.0, 1.0]
-    low, high = min(drawn), max(drawn)
-    margin = 0.04 * (high - low) or max(abs(high), 1.0) * 0.05
-    return Axis(low - margin, high + margin, start, stop, is_log)
-
-
-def tick_values(low: float, high: float) -> list[float]:
-    """Round numbers within a range, about `NUM_TICKS` of them."""
-    raw = (high - low) / NUM_TICKS
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= raw * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _ticks(x: Axis, y: Axis) -> list[str]:
-    drawn = []
-    for value in tick_values(x.low, x.high):
-        shown = 10.0**value if x.is_log else value
-        at = f"{x.place(shown):.1f}"
-        drawn.append(f'<path d="M{at} {TOP}V{HEIGHT - BOTTOM}" stroke="#e5e5e5"/>')
-        drawn.append(f'<text x="{at}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{shown:.4g}</text>')
-    for value in tick_values(y.low, y.high):
-        at = f"{y.place(value):.1f}"
-        drawn.append(f'<path d="M{LEFT} {at}H{WIDTH - RIGHT}" stroke="#e5e5e5"/>')
-        drawn.append(f'<text x="{LEFT - 6}" y="{at}" dy="4" text-anchor="end">{value:.5g}</text>')
-    return drawn
-
-
-def _words(title: str, x_label: str, y_label: str) -> list[str]:
-    middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+def _drawable(points: Sequence[tuple[float, float]], log_x: bool, log_y: bool) -> list[tuple[float, float]]:
     return [
-        f'<text x="{LEFT}" y="22" font-size="15" font-weight="bold">{escape(title)}</text>',
-        f'<text x="{middle_x}" y="{HEIGHT - 14}" text-anchor="middle">{escape(x_label)}</text>',
-        f'<text transform="translate(16 {middle_y}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text>",
+        (x, y)
+        for x, y in points
+        if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
     ]
 
 
-def _drawn(line: Line, colour: str, x: Axis, y: Axis) -> list[str]:
-    places = [(x.place(px), y.place(py)) for px, py in line.points]
-    if line.is_dotted:
-        return [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" fill="{colour}"/>' for px, py in places]
-    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
-    return [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'] if path else []
+def _dots(places: Sequence[tuple[float, float]], colour: str) -> list[str]:
+    return [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in places]
 
 
-def _legend(lines: Sequence[Line]) -> list[str]:
-    drawn, named = [], [(i, line) for i, line in enumerate(lines) if line.label]
-    for row, (i, line) in enumerate(named):
-        colour = COLOURS[(i if line.colour is None else line.colour) % len(COLOURS)]
-        at = TOP + 14 + 16 * row
-        drawn.append(f'<rect x="{WIDTH - 240}" y="{at - 8}" width="12" height="8" fill="{colour}"/>')
-        drawn.append(f'<text x="{WIDTH - 222}" y="{at}">{escape(line.label)}</text>')
-    return drawn
+def _path(places: Sequence[tuple[float, float]], colour: str, is_stepped: bool) -> list[str]:
+    if is_stepped and places:
+        corners = [(after[0], before[1]) for before, after in pairwise(places)]
+        pairs = zip(places, [*corners, places[-1]], strict=True)
+        places = [place for pair in pairs for place in pair]
+    shown = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return [f'<polyline class="line" points="{shown}" stroke="{colour}"/>'] if shown else []

@@ -16,6 +16,7 @@ from bench.host.machine import detect
 from bench.host.planning import device_refusals, plan_machine, read_rates
 from bench.spec.plan import Plan, make_plan
 from bench.spec.submission import Submission, load
+from bench.spec.toml import check_name
 from bench.spec.track import NamedTrack, load_track, on_track, scale_fields
 from bench.spec.workspace import Workspace
 
@@ -47,12 +48,24 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_sweep(
-    path: Path, space: Workspace, kind: Kind | None, environment: Mapping[str, str], track_name: str | None
+    path: Path,
+    space: Workspace,
+    kind: Kind | None,
+    environment: Mapping[str, str],
+    track_name: str | None,
+    base_name: str | None = None,
 ) -> SweepPlan:
-    """Cells coupled, matched, written below .runs/sweeps/ and planned on this machine."""
+    """Cells coupled, matched, written below .runs/sweeps/ and planned on this machine.
+
+    Args:
+        base_name: the recipe that cells stand on, instead of the sweep's own; it is in the cells' names.
+    """
     name, sweep = path.stem, load_sweep(path)
     if track_name:
         sweep = msgspec.structs.replace(sweep, track=track_name)
+    if base_name and base_name != sweep.base:
+        name = f"{name}-{check_name(base_name, 'recipe')}"
+        sweep = msgspec.structs.replace(sweep, base=base_name)
     track = load_track(sweep.track, space.tracks)
     base = load(space.submissions / f"{sweep.base}.toml", space.submissions)
     planner = planner_of(space, kind, environment, track)

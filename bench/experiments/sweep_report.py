@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bench.experiments.plots import Line, chart
 from bench.experiments.statistics import Difference, Prior, contrast, holm, paired, resolution
 from bench.experiments.sweep_plan import PlannedCell, SweepPlan
 from bench.experiments.sweep_run import Done, scores_of, series_of, winner
@@ -175,22 +174,3 @@ def _winner_sentence(planned: SweepPlan, done: Sequence[Done]) -> str:
         f"Best mean: {best.cell.name}, {chosen:.5f} by the runs that chose it, {mean:.5f} on {len(fresh)} "
         f"fresh seeds ({mean - chosen:+.5f}); the fresh figure is the one to quote."
     )
-
-
-def sweep_chart(planned: SweepPlan, done: Sequence[Done]) -> str:
-    """Every run's metric over its cell's place, the means joined, the winner's fresh runs apart."""
-    points, fresh, means = [], [], []
-    for place, cell in enumerate(planned.cells, 1):
-        scores = scores_of(planned, done, cell, fresh=False)
-        points += [(float(place), score) for score in scores]
-        fresh += [(float(place), score) for score in scores_of(planned, done, cell, fresh=True)]
-        means += [(float(place), statistics.fmean(scores))] if scores else []
-    lines = [
-        Line("a run", points, True),
-        Line("mean of a cell", means),
-        Line("winner, fresh seeds", fresh, True),
-    ]
-    names = " ".join(
-        f"{i} {cell.cell.name.removeprefix(planned.name + '-')}" for i, cell in enumerate(planned.cells, 1)
-    )
-    return chart(planned.sweep.title, names, planned.sweep.metric, lines)

@@ -1,27 +1,25 @@
-"""Runs a sweep's cells by `bench run`, one process each; what is recorded already is not run again.
+"""Runs a sweep's cells by `bench run`, a process each; what is recorded already is not run again.
 
-The records are the only state: a sweep that was cut off goes on where the records end.
+The records are the only state: a sweep that was cut off goes on where the records end, whoever ran it.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from bench.errors import Diverged, Interrupted, PlanRefused, RecipeError
-from bench.experiments.runner import Place, run_seed
+from bench.errors import Interrupted
+from bench.experiments.jobs import INLINE, Jobs, carry_out, require_room, starter, time_decides
+from bench.experiments.runner import FINAL, Place, SeedRun
 from bench.experiments.series import Series, all_series
 from bench.experiments.sweep_plan import PlannedCell, SweepPlan, require
 from bench.records.schema import Record
 from bench.records.store import read_all
 from bench.spec.workspace import Workspace
-
-ATTEMPTS = 2
-# Codes that a second try cannot change: the recipe, the plan, a divergence (recorded), a person's stop.
-FINAL = (RecipeError.exit_code, PlanRefused.exit_code, Diverged.exit_code, Interrupted.exit_code)
 
 Outcome = Literal["ok", "diverged", "failed", "not run"]
 
@@ -42,13 +40,6 @@ class Done(NamedTuple):
     record: Record | None
 
 
-def run_cell(planned: SweepPlan, job: Job, place: Place) -> int:
-    """One run in a process of its own, its output in a log beside the cell; returns its exit code."""
-    log = job.cell.path.with_name(f"{job.cell.cell.name}-{job.seed_index}.log")
-    with log.open("ab") as output:
-        return run_seed(job.cell.path, planned.track.name, job.seed_index, place, output)
-
-
 def recorded(planned: SweepPlan, records: Sequence[Record]) -> dict[tuple[str, int], Record]:
     """(recipe hash, seed index) -> the first record of it, under the track as it is now."""
     found: dict[tuple[str, int], Record] = {}
@@ -59,7 +50,9 @@ def recorded(planned: SweepPlan, records: Sequence[Record]) -> dict[tuple[str, i
     return found
 
 
-def run_sweep(planned: SweepPlan, place: Place, tell: Callable[[str], None]) -> list[Done]:
+def run_sweep(
+    planned: SweepPlan, place: Place, tell: Callable[[str], None], jobs: Jobs = INLINE
+) -> list[Done]:
     """Every cell on every seed, then the winner on fresh ones; all that came of it.
 
     Seeds are the outer loop, so that a sweep that is stopped has compared its cells on equal seeds.
@@ -69,42 +62,70 @@ def run_sweep(planned: SweepPlan, place: Place, tell: Callable[[str], None]) -> 
         Interrupted: stopped from outside; what was recorded is kept.
     """
     require(planned)
+    require_room(jobs, planned.track, timed_by(planned))
     sweep = planned.sweep
-    runner = _Runner(planned, place, tell)
-    jobs = [Job(cell, seed, False) for seed in range(sweep.seeds) for cell in planned.cells]
-    done = [runner.carry_out(job) for job in jobs]
+    runner = _Runner(planned, place, tell, jobs)
+    done = runner.carry_out([Job(cell, seed, False) for seed in range(sweep.seeds) for cell in planned.cells])
     best = winner(planned, done)
     if best is not None:
         fresh = range(sweep.seeds, sweep.seeds + sweep.confirm_seeds)
-        done += [runner.carry_out(Job(best, seed, True)) for seed in fresh]
+        done += runner.carry_out([Job(best, seed, True) for seed in fresh])
     return done
+
+
+def timed_by(planned: SweepPlan) -> str:
+    """Why the time of a sweep's runs decides, in words; "" where it does not."""
+    horizons = [cell.plan.recipe.horizon for cell in planned.cells]
+    return time_decides(planned.track.track, horizons) or (
+        "the sweep asks for the time to a target" if planned.sweep.target else ""
+    )
 
 
 class _Runner:
     """Carries out jobs under the sweep's stop rules."""
 
-    def __init__(self, planned: SweepPlan, place: Place, tell: Callable[[str], None]) -> None:
-        self.planned, self.place, self.tell = planned, place, tell
+    def __init__(self, planned: SweepPlan, place: Place, tell: Callable[[str], None], jobs: Jobs) -> None:
+        self.planned, self.place, self.tell, self.num_at_once = planned, place, tell, jobs.num_at_once
+        self.start = starter(jobs, place, place.space.runs / "jobs" / planned.name)
         self.start_s = time.monotonic()
         self.num_failed = 0
         self.dropped: set[str] = set()
 
-    def carry_out(self, job: Job) -> Done:
-        """The job's record, from before or from a run now; a failed run is tried once more."""
-        key = (job.cell.recipe_sha256, job.seed_index)
-        known = recorded(self.planned, self._records()).get(key)
-        if known is None and self._stopped(job):
-            return Done(job, "not run", None)
-        code = 0
-        for attempt in range(ATTEMPTS if known is None else 0):
-            self.tell(f"{job.cell.cell.name}, seed {job.seed_index}" + (" again" if attempt else ""))
-            code = run_cell(self.planned, job, self.place)
-            known = recorded(self.planned, self._records()).get(key)
-            if known is not None or code in FINAL:
-                break
-        if code == Interrupted.exit_code:
-            raise Interrupted("the sweep was interrupted", "the same command goes on from what is recorded")
-        return self._done(job, known)
+    def carry_out(self, jobs: Sequence[Job]) -> list[Done]:
+        """What became of each job, from before or from a run now, in the jobs' order."""
+        done: dict[tuple[str, int], Done] = {}
+        by_run = {self._run_of(job): job for job in jobs}
+
+        def is_final(run: SeedRun, code: int) -> bool:
+            return code in FINAL or self._known(by_run[run]) is not None
+
+        runs = self._to_run(by_run, done)
+        with closing(carry_out(runs, self.start, self.num_at_once, is_final, self.tell)) as ended:
+            for run, code in ended:
+                if code == Interrupted.exit_code:
+                    hint = "the same command goes on from what is recorded"
+                    raise Interrupted("the sweep was interrupted", hint)
+                job = by_run[run]
+                done[_key(job)] = self._done(job, self._known(job))
+        return [done[_key(job)] for job in jobs]
+
+    def _run_of(self, job: Job) -> SeedRun:
+        log = job.cell.path.with_name(f"{job.cell.cell.name}-{job.seed_index}.log")
+        return SeedRun(job.cell.path, self.planned.track.name, job.seed_index, log)
+
+    def _to_run(self, by_run: Mapping[SeedRun, Job], done: dict[tuple[str, int], Done]) -> Iterator[SeedRun]:
+        """The runs that have no record and that no stop rule holds back; the others are done."""
+        for run, job in by_run.items():
+            known = self._known(job)
+            if known is not None:
+                done[_key(job)] = self._done(job, known)
+            elif self._stopped(job):
+                done[_key(job)] = Done(job, "not run", None)
+            else:
+                yield run
+
+    def _known(self, job: Job) -> Record | None:
+        return recorded(self.planned, self._records()).get((job.cell.recipe_sha256, job.seed_index))
 
     def _done(self, job: Job, record: Record | None) -> Done:
         if record is None:
@@ -126,6 +147,10 @@ class _Runner:
             or self.num_failed >= stop.failures
             or (stop.seconds is not None and spent_s >= stop.seconds)
         )
+
+
+def _key(job: Job) -> tuple[str, int]:
+    return job.cell.cell.name, job.seed_index
 
 
 def scores_of(planned: SweepPlan, done: Sequence[Done], cell: PlannedCell, *, fresh: bool) -> list[float]:

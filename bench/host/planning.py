@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def read_rates(path: Path) -> Rates:
 def remember_rate(path: Path, key: str, flops_per_s: float) -> None:
     """Keep the newest rate of a run."""
     rates = Rates({**read_rates(path).flops_per_s, key: flops_per_s})
-    part = path.with_suffix(".part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # others may end a run just now
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(msgspec.json.encode(rates))

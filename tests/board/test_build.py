@@ -150,7 +150,7 @@ def test_tracks_without_a_record_say_so_and_the_largest_comes_first() -> None:
     text = render(tracks, runs(2.5))
     assert text.count("No record yet.") == len(tracks) - 1
     heads = re.findall(r"\n`([a-z0-9-]+)` · machine", text)
-    assert heads == [track.name for track in reversed(tracks)]
+    assert heads == [one.name for one in sorted(tracks, key=lambda one: (-one.track.size, one.name))]
     assert all(escape(track.track.title) in text for track in tracks)
 
 

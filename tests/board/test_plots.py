@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from datetime import UTC, datetime
 
 import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bench.board.axes import Axis, dates, spanning, text, ticks
 from bench.board.plots import Change, Dated, Placed, frontier, progress, unbeaten, waterfall
 from bench.board.ranking import Estimate
 from bench.board.row_plots import MOST_POINTS, ledger_bar, ledger_parts, loss_lines, loss_points
+from bench.drawing.words import text
 from bench.records.schema import Curves
 from tests.records.sample import LEDGER, sample
 
@@ -40,37 +39,6 @@ def numbers(root: ET.Element) -> list[float]:
     places = {"d", "cx", "cy", "x", "y", "width"}
     attributes = [value for part in root.iter() for key, value in part.items() if key in places]
     return [float(number) for value in attributes for number in re.findall(r"-?\d+\.?\d*", value)]
-
-
-@given(ends=st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)))
-def test_ticks_are_round_evenly_spaced_and_read_as_they_stand(ends: tuple[float, float]) -> None:
-    low, high = sorted(ends)
-    assume(high - low > 1e-6 * max(abs(low), abs(high), 1e-3))
-    marks = ticks(Axis(low, high, 0.0, 100.0))
-    step = marks[1].value - marks[0].value
-    assert 2 <= len(marks) <= 7
-    assert all(low - 1e-6 * step <= mark.value <= high + 1e-6 * step for mark in marks)
-    for mark in marks:
-        shown = float(mark.label.replace(",", "").replace("−", "-"))
-        assert shown == pytest.approx(mark.value, abs=1e-6 * step)
-    assert f"{step:.6e}"[0] in "125"
-
-
-@given(start=st.integers(0, 4_000_000_000), span_s=st.integers(600, 400_000_000))
-def test_dates_stand_where_they_say(start: int, span_s: int) -> None:
-    marks = dates(Axis(start, start + span_s, 0.0, 100.0))
-    assert 1 <= len(marks) <= 7
-    for mark in marks:
-        assert start <= mark.value <= start + span_s
-        moment = datetime.fromtimestamp(mark.value, UTC)
-        assert moment.strftime("%Y-%m-%d") == mark.label or moment.strftime("%b %d %H:%M") == mark.label
-
-
-@given(values=st.lists(st.floats(-1e9, 1e9), min_size=1))
-def test_an_axis_holds_its_values(values: list[float]) -> None:
-    axis = spanning(values, 10.0, 200.0)
-    assert axis.low < axis.high
-    assert all(10.0 <= axis.at(value) <= 200.0 for value in values)
 
 
 @given(points=st.lists(st.builds(Placed, NAMES, FIGURES, FIGURES), max_size=20))

@@ -28,7 +28,7 @@ def changed(record: Record, part: str, **fields: Any) -> Record:
     return msgspec.structs.replace(record, **{part: replaced})
 
 
-def stored(records: Path, recipe: str, bpbs: list[float | None], seconds: float = 15.0) -> None:
+def stored(records: Path, name: str, bpbs: list[float | None], seconds: float = 15.0, **others: Any) -> None:
     """Write a series as files, each with its event log."""
     for i, bpb in enumerate(bpbs):
-        write_once(records, *sample(recipe, i, bpb, train_s=seconds + 0.01 * i))
+        write_once(records, *sample(name, i, bpb, train_s=seconds + 0.01 * i, **others))

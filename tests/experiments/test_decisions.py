@@ -21,6 +21,7 @@ from bench.experiments.decisions import (
     write_changelog,
     write_once,
 )
+from tests.experiments.depths import arm, recipe_at, store
 from tests.experiments.runs import stored
 from tests.records.sample import ROOT
 
@@ -112,17 +113,26 @@ def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(ROOT / "leaderboard" / "tracks", tmp_path / "leaderboard" / "tracks")
-    stored(tmp_path / "leaderboard" / "records", "base", [2.5, 2.501, 2.499])
-    stored(tmp_path / "leaderboard" / "records", "new", [2.4, 2.401, 2.399], 13.0)
-    stored(tmp_path / "leaderboard" / "records", "third", [2.6, 2.601, 2.599])
+    records = tmp_path / "leaderboard" / "records"
+    stored(records, "base", [2.5, 2.501, 2.499], recipe=recipe_at(4, 0.0))
+    stored(records, "new", [2.4, 2.401, 2.399], 13.0, recipe=recipe_at(4, 0.01))
+    stored(records, "third", [2.6, 2.601, 2.599])
+    store(records, [*arm((0.0,) * 3, 0.0), *arm((0.01,) * 3, 0.01)])
     monkeypatch.setattr(cli, "ROOT", tmp_path)
-    words = ["gate", "new", "--baseline", "base", "--target", "2.55", "--miniseries", "pass"]
+    words = ["gate", "new", "--baseline", "base", "--target", "2.55", "--miniseries"]
+    words += ["--plot", str(tmp_path / "profile.svg")]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "promote: every criterion that applies is passed" in out
+    assert "miniseries: pass" in out
+    assert "at d8: -0.00997 by trend" in out
+    assert "new, mean to factor 4: 1.00" in (tmp_path / "profile.svg").read_text()
     assert "wrote leaderboard/decisions/2026-03-01-new-" in out
     assert cli.main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["decision"] == "promote"
+    told = json.loads(capsys.readouterr().out)
+    assert (told["decision"], told["miniseries"], len(told["records"])) == ("promote", "pass", 24)
+    assert cli.main([*words, "--miniseries", "d12-local"]) == 2
+    assert "no miniseries of new and base on d12-local" in capsys.readouterr().err
     assert len(list((tmp_path / "leaderboard" / "decisions").glob("*.json"))) == 1
     assert cli.main(["gate", "new", "--baseline", "base", "--concern", "hard to follow"]) == 0
     assert "reject" in (tmp_path / "leaderboard" / "decisions" / "CHANGELOG.md").read_text()

@@ -11,6 +11,7 @@ from bench.experiments.gates import Criterion, Evidence, decide, judge
 from bench.experiments.series import Series, two_series
 from bench.experiments.statistics import Prior
 from bench.records.schema import Record
+from tests.experiments.depths import judged
 from tests.experiments.runs import changed, run_of, series
 
 PRIOR = Prior(0.001, 19.0, "test")
@@ -24,7 +25,8 @@ def faster(seconds: float = 13.0, bpbs: Sequence[float] = (2.50, 2.501, 2.499)) 
 def evidence(candidate: list[Record], base: list[Record] = BASE, **others: Any) -> Evidence:
     one, other = two_series([*base, *candidate], "base", "new", None)
     facts: dict[str, Any] = {"better": "lower", "target": None, "score_prior": PRIOR, "time_prior": None}
-    return Evidence(baseline=one, candidate=other, **(facts | {"miniseries": "pass"} | others))
+    facts["miniseries"] = judged(-0.01, -0.01, -0.01)
+    return Evidence(baseline=one, candidate=other, **(facts | others))
 
 
 def outcomes(given: Evidence) -> dict[str, str]:
@@ -87,7 +89,7 @@ def test_each_criterion_fails_for_its_own_reason(candidate: list[Record], number
 @pytest.mark.parametrize(
     ("others", "number", "decided"),
     [
-        ({"miniseries": "fail"}, "6.4", "reject"),
+        ({"miniseries": judged(-0.01, -0.01, 0.01)}, "6.4", "reject"),
         ({"concerns": ("three more levers for 1 %",)}, "7.4", "reject"),
         ({"record_problems": ("the event log is another's",)}, "7.1.4", "reject"),
     ],
@@ -99,7 +101,8 @@ def test_what_rolls_a_candidate_back(others: dict[str, Any], number: str, decide
 
 
 def test_what_is_not_shown_keeps_it_optional() -> None:
-    assert decision(evidence(faster(), miniseries="not run")) == "optional"
+    assert decision(evidence(faster(), miniseries=None)) == "optional"
+    assert decision(evidence(faster(), miniseries=judged(0.0, 0.0, 0.0))) == "optional"  # faster, no better
     assert decision(evidence(faster()[:1])) == "optional"  # one seed in common
     wide = evidence(faster(), score_prior=Prior(0.05, 19.0, "noisy"))
     assert outcomes(wide)["6.2"] == "not shown"

@@ -9,6 +9,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from bench.errors import PlanRefused, RecipeError
 from bench.experiments.statistics import minimum_detectable_effect
 from bench.experiments.sweep import Cell, Sweep, cell_text, cells_of, load_sweep, nested, submission_of
+from bench.experiments.sweep_chart import sweep_chart
 from bench.experiments.sweep_plan import SweepPlan, conflicts, coupled, plan_sweep, require, sweep_table
-from bench.experiments.sweep_report import COLUMNS, csv_text, record_row, rows_of, summary, sweep_chart
+from bench.experiments.sweep_report import COLUMNS, csv_text, record_row, rows_of, summary
 from bench.experiments.sweep_run import Done, Job, recorded, winner
 from bench.host.planning import rate_key, remember_rate
 from bench.spec.plan import Plan, PlanMachine, make_plan
@@ -92,6 +94,7 @@ def coupled_plan(sweep: Sweep, **fields: Any) -> Plan:
     return plan_of(submission_of(base().recipe, coupled(sweep, cell, base(), plan_of(base()), plan_of)))
 
 
+SVG = "{http://www.w3.org/2000/svg}"
 SWEEP = msgspec.convert(HEAD | {"track": "gpt2-8xh100", "base": "run6-fixed"}, Sweep)
 
 
@@ -259,7 +262,23 @@ def test_the_winner_is_quoted_by_its_fresh_seeds(space: Workspace) -> None:
     text = summary(made, done)
     assert "2.35000 by the runs that chose it, 2.46000 on 2 fresh seeds (+0.11000)" in text
     assert "| mine-0.2 | 2.50000 | 2 |" in text
-    assert sweep_chart(made, done).count("<circle") == 6
+    titles = [title.text for title in ElementTree.fromstring(sweep_chart(made, done)).iter(f"{SVG}title")]
+    assert titles == [  # the best mean first
+        "A sweep",
+        *("0.5, run: 2.40000", "0.5, run: 2.30000"),
+        *("0.5, fresh seed: 2.45000", "0.5, fresh seed: 2.47000"),
+        "0.5: mean val_bpb 2.35000 ± 0.02500, 2 runs",
+        *("0.2, run: 2.50000", "0.2, run: 2.50000"),
+        "0.2: mean val_bpb 2.50000 ± 0.02500, 2 runs",
+    ]
+
+
+def test_a_chart_of_a_sweep_without_a_score_has_the_cells_names(space: Workspace) -> None:
+    made = planned(space)
+    done = done_of(made, {"mine-0.2": [None], "mine-0.5": [None]})
+    words = [node.text for node in ElementTree.fromstring(sweep_chart(made, done)).iter(f"{SVG}text")]
+    assert {"0.2", "0.5", "a run", "mean of a cell, 95 % interval"} <= set(words)
+    assert "winner on fresh seeds" not in words
 
 
 def test_a_cell_that_lost_a_seed_cannot_win(space: Workspace) -> None:

@@ -14,12 +14,9 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.records.store import read_all
-from bench.spec.recipe import Kernels
-from tests.records.sample import ROOT
+from tests.experiments.conftest import REFERENCES
 from tests.tiny import checkout
 
-# Proving the CPU's fused kernels anew takes minutes; references need no proof.
-REFERENCES = dict.fromkeys(Kernels.__struct_fields__, "reference")
 SWEEP = """
 title = "Two learning rates"
 base = "tiny"
@@ -38,16 +35,12 @@ failures = 1
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A whole checkout: the program, a tiny track, recipe and corpus, a sweep."""
-    for name in ("bench", "kernels", "model"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    checkout(tmp_path, kernels=REFERENCES)
-    (tmp_path / "leaderboard" / "reported.toml").write_text("")
-    folder = tmp_path / "submissions" / "sweeps"
+def two(place: Path) -> Path:
+    """The checkout with a sweep of two cells."""
+    folder = place / "submissions" / "sweeps"
     folder.mkdir()
     (folder / "two.toml").write_text(SWEEP)
-    return tmp_path
+    return place
 
 
 def sweep(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +59,8 @@ def sweep(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_resumes_and_reports(place: Path) -> None:
+def test_a_sweep_runs_resumes_and_reports(two: Path) -> None:
+    place = two
     shutil.rmtree(place / ".data" / "tiny")
     failed = sweep(place)
     assert failed.returncode == 0, failed.stderr
@@ -113,7 +107,8 @@ def test_a_series_runs_the_seeds_that_lack_a_record(place: Path) -> None:
         assert sorted(each.record.identity.seed_index for each in stored) == list(range(count))
 
 
-def test_a_sweep_is_planned_without_a_run(place: Path) -> None:
+def test_a_sweep_is_planned_without_a_run(two: Path) -> None:
+    place = two
     done = sweep(place, "--plan")
     assert done.returncode == 0, done.stderr
     assert "two-0.01" in done.stdout
