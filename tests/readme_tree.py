@@ -25,6 +25,7 @@ FOLDERS = (
     ("bench/proving/properties", "what every implementation of an op has to meet, one file an op"),
     ("bench/records", "what is kept, and the rules it is held to"),
     ("bench/experiments", "what records tell: comparisons, gates, sweeps, shapes; imports no torch"),
+    ("bench/experiments/horizon", "how long to train, inferred from the text; imports no torch"),
     ("bench/board", "records to LEADERBOARD.md, index.html, feed.json"),
 )
 ONE_BY_ONE = "bench/proving/properties"
