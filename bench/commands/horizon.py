@@ -64,7 +64,9 @@ def _planned(options: argparse.Namespace) -> Calibrated | None:
     from bench.experiments.horizon.calibration_runs import plan_calibration
 
     if options.recipe is None:
-        given = [name for name in ("track", "horizons", "target") if getattr(options, name) is not None]
+        given = [
+            name for name in ("track", "horizons", "target", "seeds") if getattr(options, name) is not None
+        ]
         if given or options.plan:
             raise RecipeError(
                 f"--{(given or ['plan'])[0]} needs --recipe", "name the recipe to calibrate with"

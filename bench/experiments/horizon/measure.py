@@ -215,7 +215,7 @@ def measure(
     lags: Sequence[int] = LAGS,
     losses: Losses | None = None,
     entropy_rate: float = 0.0,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None],
 ) -> Statistics:
     """All statistics of a text.
 

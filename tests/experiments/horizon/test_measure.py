@@ -26,7 +26,7 @@ def quiet(line: str) -> None:
 
 def measured(losses: Losses | None = None, num: int = 120_000) -> Statistics:
     train, held_out = (with_bos(correlated(num, 0.6, seed), 4000) for seed in (11, 12))
-    return measure("folder:x", ("c" * 64, "t" * 64), train, held_out, BOS, 9, 1000, losses=losses)
+    return measure("folder:x", ("c" * 64, "t" * 64), train, held_out, BOS, 9, 1000, losses=losses, tell=quiet)
 
 
 @pytest.mark.parametrize("beta", [0.4, 0.8])
@@ -54,7 +54,7 @@ def test_lags_that_chance_may_explain_are_not_fitted() -> None:
 
 def test_gamma_from_counts_follows_the_exact_entropies() -> None:
     train, held_out = (with_bos(renewals(400_000, 1.8, seed), 100_000) for seed in (15, 16))
-    found = measure("x", ("", ""), train, held_out, BOS, 3, 1).entropies
+    found = measure("x", ("", ""), train, held_out, BOS, 3, 1, tell=quiet).entropies
     assert found.law is not None
     assert found.law.exponent == pytest.approx(
         fit((1, 2, 3), renewal_entropies(1.8, 3)[1:]).exponent, rel=0.05
@@ -82,10 +82,12 @@ def test_an_entropy_rate_is_taken_off_before_the_fit() -> None:
     curve = np.array([6.0, *(2.0 + 4.0 * n**-0.5 for n in range(1, 64))])
     train = with_bos(correlated(20_000, 0.6, 18), 4000)
     losses = Losses(np.tile(curve, (32, 1)), 1)
-    found = measure("x", ("", ""), train, train, BOS, 9, 1, losses=losses, entropy_rate=2.0).entropies
+    found = measure(
+        "x", ("", ""), train, train, BOS, 9, 1, losses=losses, entropy_rate=2.0, tell=quiet
+    ).entropies
     assert found.law is not None
     assert found.law.exponent == pytest.approx(0.5)
-    plain = measure("x", ("", ""), train, train, BOS, 9, 1, losses=losses).entropies
+    plain = measure("x", ("", ""), train, train, BOS, 9, 1, losses=losses, tell=quiet).entropies
     assert plain.with_fitted_rate is not None
     assert plain.with_fitted_rate[0] == pytest.approx(2.0, abs=0.1)
 
