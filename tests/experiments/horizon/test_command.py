@@ -12,7 +12,6 @@ import pytest
 from bench import cli
 from bench.commands.horizon import lag_list
 from bench.spec.workspace import Workspace
-from tests.data.shards import write_shard
 from tests.tiny import checkout
 
 
@@ -92,13 +91,8 @@ def test_wrong_input_is_one_line_and_a_hint(
 
 
 def test_documents_too_short_for_a_lag_are_told(space: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    for index in range(2):
-        write_shard(
-            space.data / "short" / f"s{index}.parquet",
-            [f"{chr(97 + i % 26)} {i}" for i in range(400 + index)],
-        )
-    words = ("folder:short", "--vocab", "300", "--lags", "1,2,500")
-    assert "no document has tokens 500 apart" in failed(capsys, 5, *words)
+    words = ("folder:tiny", "--vocab", "384", "--lags", "1,2,4096")
+    assert "no document has tokens 4096 apart" in failed(capsys, 5, *words)
 
 
 def test_lags_are_put_in_order_and_counted_once() -> None:
