@@ -118,6 +118,7 @@ def _statistics(options: argparse.Namespace, planned: Calibrated | None) -> Stat
         lags=options.lags,
         losses=losses,
         entropy_rate=options.entropy_rate or 0.0,
+        word=lambda token: tokenizer.decode([token]),
         tell=_tell,
     )
 

@@ -50,6 +50,7 @@ class Lag(msgspec.Struct, frozen=True, kw_only=True):
     num_pairs: int
     num_distinct: int
     is_above_floor: bool
+    heaviest: tuple[str, str]  # the token of most weight in either vector: markup shows here
 
 
 class Correlations(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,9 +100,18 @@ class Losses(NamedTuple):
 
 
 def correlations(
-    tokens: Tokens, bos_id: int, vocab_size: int, lags: Sequence[int], tell: Callable[[str], None]
+    tokens: Tokens,
+    bos_id: int,
+    vocab_size: int,
+    lags: Sequence[int],
+    word: Callable[[int], str],
+    tell: Callable[[str], None],
 ) -> tuple[Correlations, Floats]:
     """The decay of the top singular value, and its exponent over resampled text.
+
+    Args:
+        word: a token as text.
+        tell: hears what is being done.
 
     Raises:
         DataError: the text has no pair of tokens so far apart.
@@ -127,6 +137,7 @@ def correlations(
                 num_pairs=pairs.num_pairs,
                 num_distinct=pairs.columns.size,
                 is_above_floor=top.value > ABOVE_FLOOR * floor,
+                heaviest=(word(_heaviest(top.left)), word(_heaviest(top.right))),
             )
         )
         drawn.append(resampled_values(block_sums(tokens, bos_id, lag, edges, top), weights))
@@ -134,6 +145,10 @@ def correlations(
     seen = [each for each in found if each.is_above_floor]
     cuts = windows([each.lag for each in seen], [each.top_singular for each in seen], LAG_CUTS)
     return Correlations(lags=found, floor=floor, floor_bound=bound, law=law, windows=cuts), draws
+
+
+def _heaviest(vector: Floats) -> int:
+    return int(np.argmax(np.abs(vector)))
 
 
 def _law_over(found: list[Lag], drawn: Floats) -> tuple[PowerLaw | None, Floats]:
@@ -215,15 +230,17 @@ def measure(
     lags: Sequence[int] = LAGS,
     losses: Losses | None = None,
     entropy_rate: float = 0.0,
+    word: Callable[[int], str],
     tell: Callable[[str], None],
 ) -> Statistics:
     """All statistics of a text.
 
     Args:
         hashes: of the corpus and of the tokenizer.
+        word: a token as text.
         tell: hears what is being done.
     """
-    decay, beta_draws = correlations(train, bos_id, vocab_size, lags, tell)
+    decay, beta_draws = correlations(train, bos_id, vocab_size, lags, word, tell)
     tell("n-gram entropies")
     entropy, gamma_draws = entropy_decay(train, held_out, bos_id, vocab_size, losses, entropy_rate)
     found = None

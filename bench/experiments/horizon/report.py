@@ -38,7 +38,8 @@ def _correlation_lines(found: Correlations) -> list[str]:
     lines = ["lag   top singular value   over the floor   pairs"]
     lines += [
         f"{each.lag:>3} {each.top_singular:>20.3e} {each.top_singular / found.floor:>16.1f}"
-        f"   {each.num_pairs:,} of {each.num_distinct:,} kinds"
+        f"   {each.num_pairs:,} of {each.num_distinct:,} kinds, "
+        f"most {each.heaviest[0]!r}, {each.heaviest[1]!r}"
         + ("" if each.is_above_floor else "  (not fitted: chance may do as much)")
         for each in found.lags
     ]

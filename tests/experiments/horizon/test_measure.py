@@ -26,26 +26,29 @@ def quiet(line: str) -> None:
 
 def measured(losses: Losses | None = None, num: int = 120_000) -> Statistics:
     train, held_out = (with_bos(correlated(num, 0.6, seed), 4000) for seed in (11, 12))
-    return measure("folder:x", ("c" * 64, "t" * 64), train, held_out, BOS, 9, 1000, losses=losses, tell=quiet)
+    return measure(
+        "folder:x", ("c" * 64, "t" * 64), train, held_out, BOS, 9, 1000, losses=losses, word=str, tell=quiet
+    )
 
 
 @pytest.mark.parametrize("beta", [0.4, 0.8])
 def test_beta_of_a_power_law_source_is_recovered(beta: float) -> None:
     tokens = with_bos(correlated(600_000, beta, seed=13), 20_000)
-    found, draws = correlations(tokens, BOS, 9, LAGS, quiet)
+    found, draws = correlations(tokens, BOS, 9, LAGS, str, quiet)
     assert found.law is not None
     assert found.law.interval is not None
     exact = fit(LAGS, [top_value(lag, beta) for lag in LAGS]).exponent
     assert found.law.exponent == pytest.approx(exact, rel=0.08)
     assert found.law.interval[0] <= exact <= found.law.interval[1]
     assert draws.size == 1000
+    assert {word for lag in found.lags for word in lag.heaviest} <= set("12345678")
     assert found.law.r_squared > 0.98
     assert [law.window for law in found.windows] == [(1, 8), (2, 16), (4, 32), (8, 32)]
 
 
 def test_lags_that_chance_may_explain_are_not_fitted() -> None:
     tokens = with_bos(correlated(6_000, 1.5, seed=14), 2000)
-    found, draws = correlations(tokens, BOS, 9, LAGS, quiet)
+    found, draws = correlations(tokens, BOS, 9, LAGS, str, quiet)
     assert found.lags[0].is_above_floor
     assert not found.lags[-1].is_above_floor
     assert found.law is None
@@ -54,7 +57,7 @@ def test_lags_that_chance_may_explain_are_not_fitted() -> None:
 
 def test_gamma_from_counts_follows_the_exact_entropies() -> None:
     train, held_out = (with_bos(renewals(400_000, 1.8, seed), 100_000) for seed in (15, 16))
-    found = measure("x", ("", ""), train, held_out, BOS, 3, 1, tell=quiet).entropies
+    found = measure("x", ("", ""), train, held_out, BOS, 3, 1, word=str, tell=quiet).entropies
     assert found.law is not None
     assert found.law.exponent == pytest.approx(
         fit((1, 2, 3), renewal_entropies(1.8, 3)[1:]).exponent, rel=0.05
@@ -83,11 +86,11 @@ def test_an_entropy_rate_is_taken_off_before_the_fit() -> None:
     train = with_bos(correlated(20_000, 0.6, 18), 4000)
     losses = Losses(np.tile(curve, (32, 1)), 1)
     found = measure(
-        "x", ("", ""), train, train, BOS, 9, 1, losses=losses, entropy_rate=2.0, tell=quiet
+        "x", ("", ""), train, train, BOS, 9, 1, losses=losses, entropy_rate=2.0, word=str, tell=quiet
     ).entropies
     assert found.law is not None
     assert found.law.exponent == pytest.approx(0.5)
-    plain = measure("x", ("", ""), train, train, BOS, 9, 1, losses=losses, tell=quiet).entropies
+    plain = measure("x", ("", ""), train, train, BOS, 9, 1, losses=losses, word=str, tell=quiet).entropies
     assert plain.with_fitted_rate is not None
     assert plain.with_fitted_rate[0] == pytest.approx(2.0, abs=0.1)
 
@@ -102,4 +105,4 @@ def test_equal_text_gives_equal_figures() -> None:
 )
 def test_a_text_without_pairs_is_an_error(tokens: list[int], lags: tuple[int, ...], what: str) -> None:
     with pytest.raises(DataError, match=what):
-        correlations(np.array(tokens, np.uint16), BOS, 4, lags, quiet)
+        correlations(np.array(tokens, np.uint16), BOS, 4, lags, str, quiet)
