@@ -111,7 +111,9 @@ def infer(
     if found is None:
         return bare
     if len(points) < LEAST_RUNS or target is None or not scaling_parameters:
-        missing = "a target" if target is None else f"{LEAST_RUNS} horizons, there are {len(points)}"
+        missing = f"{LEAST_RUNS} horizons, there are {len(points)}"
+        missing = "a target" if target is None else missing
+        missing = missing if scaling_parameters else "a recipe and a target"
         return msgspec.structs.replace(bare, status="uncalibrated", why=f"a calibration takes {missing}")
     flipped = [msgspec.structs.replace(point, score=sign * point.score) for point in points]
     law, goal = fit_law(flipped, found.value), sign * target

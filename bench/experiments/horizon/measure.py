@@ -208,14 +208,24 @@ def _caveats(counted: list[CountedEntropy], losses: Losses | None) -> list[str]:
         )
     if losses is None:
         said.append(
-            "gamma is from counts, for want of a checkpoint: held-out losses bound H_n from above, so"
+            "gamma is from counts, for want of a checkpoint: where they undersample it is too small, "
+            "for held-out losses bound H_n from above, as the lower bounds' is too large"
         )
-        said.append("it is too small where counts undersample, as the lower bounds' is too large")
     else:
         said.append(
             f"gamma is from a model's loss by position at step {losses.step}, which bounds H_n from above"
         )
     return said
+
+
+def _bounded(found: Exponent | None, entropy: Entropies) -> Exponent | None:
+    """The exponent, with how far apart counts alone leave it."""
+    other = entropy.law_of_plug_in
+    if found is None or other is None or entropy.source != "counts":
+        return found
+    ends = sorted((found.value, other.exponent / (2.0 * found.beta)))
+    said = f"counts alone place alpha_D between {ends[0]:.3f} and {ends[1]:.3f}"
+    return msgspec.structs.replace(found, says=[*found.says, said])
 
 
 def measure(
@@ -245,7 +255,7 @@ def measure(
     entropy, gamma_draws = entropy_decay(train, held_out, bos_id, vocab_size, losses, entropy_rate)
     found = None
     if decay.law is not None and entropy.law is not None:
-        found = exponent(decay.law, entropy.law, beta_draws, gamma_draws)
+        found = _bounded(exponent(decay.law, entropy.law, beta_draws, gamma_draws), entropy)
     return Statistics(
         dataset=dataset,
         corpus_sha256=hashes[0],

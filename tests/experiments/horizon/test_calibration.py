@@ -96,6 +96,10 @@ def test_what_a_calibration_takes(num_runs: int, target: float | None, why: str)
     assert why in found.why
 
 
+def test_without_a_recipe_nothing_is_calibrated() -> None:
+    assert infer(of_value(0.3), [], None, None).why == "a calibration takes a recipe and a target"
+
+
 def test_without_an_exponent_the_fallback_is_chosen() -> None:
     found = infer(None, runs(), 0.6, PARAMS)
     assert (found.status, found.chosen_ratio) == ("no exponent", FALLBACK_RATIO)
