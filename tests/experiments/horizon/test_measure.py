@@ -57,13 +57,19 @@ def test_lags_that_chance_may_explain_are_not_fitted() -> None:
 
 def test_gamma_from_counts_follows_the_exact_entropies() -> None:
     train, held_out = (with_bos(renewals(400_000, 1.8, seed), 100_000) for seed in (15, 16))
-    found = measure("x", ("", ""), train, held_out, BOS, 3, 1, word=str, tell=quiet).entropies
+    whole = measure("x", ("", ""), train, held_out, BOS, 3, 1, word=str, tell=quiet)
+    found = whole.entropies
     assert found.law is not None
     assert found.law.exponent == pytest.approx(
         fit((1, 2, 3), renewal_entropies(1.8, 3)[1:]).exponent, rel=0.05
     )
     assert found.law_of_plug_in is not None
     assert found.source == "counts"
+    assert whole.exponent is not None
+    ends = sorted(law.exponent / (2 * whole.exponent.beta) for law in (found.law, found.law_of_plug_in))
+    assert whole.exponent.says[-1] == "counts alone place alpha_D between " + " and ".join(
+        f"{end:.3f}" for end in ends
+    )
     assert any("for want of a checkpoint" in sentence for sentence in found.says)
 
 
