@@ -193,7 +193,7 @@ def entropy_decay(
         with_fitted_rate=best_floor(inside, curve[inside].tolist()) if law is not None else None,
         counted=counted.entropies,
         law_of_plug_in=plugs[0] if plugs else None,
-        says=_caveats(counted.entropies, losses),
+        says=[*_caveats(counted.entropies, losses), *_undertrained(counted.entropies, losses)],
     )
     return made, draws
 
@@ -216,6 +216,20 @@ def _caveats(counted: list[CountedEntropy], losses: Losses | None) -> list[str]:
             f"gamma is from a model's loss by position at step {losses.step}, which bounds H_n from above"
         )
     return said
+
+
+def _undertrained(counted: list[CountedEntropy], losses: Losses | None) -> list[str]:
+    """What to say of a model that knows less of the next token than counting does."""
+    if losses is None:
+        return []
+    means = losses.blocks.mean(axis=0)
+    for each in counted[1 : means.size]:
+        if means[each.context] > each.held_out:
+            return [
+                f"the model is undertrained: {means[each.context]:.2f} nats after {each.context} tokens, "
+                f"where counting has {each.held_out:.2f}; its gamma is not the text's"
+            ]
+    return []
 
 
 def _bounded(found: Exponent | None, entropy: Entropies) -> Exponent | None:

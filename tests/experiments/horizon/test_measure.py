@@ -87,6 +87,13 @@ def test_gamma_from_a_models_losses_is_theirs() -> None:
     assert any("step 640" in sentence for sentence in found.entropies.says)
 
 
+@pytest.mark.parametrize(("scale", "is_told"), [(0.1, False), (4.0, True)])
+def test_a_model_worse_than_counting_is_told(scale: float, is_told: bool) -> None:
+    curve = scale * np.array([6.0, *(4.0 * n**-0.3 for n in range(1, 64))])
+    found = measured(Losses(np.tile(curve, (32, 1)), 1), num=20_000).entropies
+    assert any("undertrained" in sentence for sentence in found.says) == is_told
+
+
 def test_an_entropy_rate_is_taken_off_before_the_fit() -> None:
     curve = np.array([6.0, *(2.0 + 4.0 * n**-0.5 for n in range(1, 64))])
     train = with_bos(correlated(20_000, 0.6, 18), 4000)
