@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,10 @@ def horizon(options: argparse.Namespace) -> None:
     if options.plan:
         _show_plan(options, planned)
         return
+    # As it is now: reading a checkpoint sets variables of torch, which a calibration run would record as its own.
+    inherited = dict(options.environment)
     found = _statistics(options, planned)
-    decision, inference = _decided(options, planned, found)
+    decision, inference = _decided(options, planned, found, inherited)
     folder = options.folder or workspace(options).root / "leaderboard" / "horizon" / _slug(options.dataset)
     written = _write(folder, found, inference, decision)
     if options.json:
@@ -174,7 +177,10 @@ def _losses(options: argparse.Namespace, corpus: Corpus, tokenizer: Tokenizer) -
 
 
 def _decided(
-    options: argparse.Namespace, planned: Calibrated | None, found: Statistics
+    options: argparse.Namespace,
+    planned: Calibrated | None,
+    found: Statistics,
+    inherited: Mapping[str, str],
 ) -> tuple[Decision, Inference]:
     from bench.experiments.horizon.calibration import infer
     from bench.experiments.horizon.calibration_runs import run_calibration, series_of
@@ -186,7 +192,7 @@ def _decided(
         inference = infer(found.exponent, [], None, None)
         return decide(found, inference, "val_bpb", None, []), inference
     space, score = workspace(options), planned.base.track.track.score
-    run_calibration(planned, Place(space, options.device, options.environment), _tell)
+    run_calibration(planned, Place(space, options.device, inherited), _tell)
     series = series_of(planned, space)
     records = [run for each in series for run in each.runs]
     runs = horizons_of(records, series[-1]) if series else []
