@@ -30,7 +30,7 @@ def horizon(options: argparse.Namespace) -> None:
     if options.plan:
         _show_plan(options, planned)
         return
-    # As it is now: reading a checkpoint sets variables of torch that a calibration run would record as its own.
+    # As it is now: reading a checkpoint sets variables of torch, which a run would record as its own.
     inherited = dict(options.environment)
     found = _statistics(options, planned)
     decision, inference = _decided(options, planned, found, inherited)
