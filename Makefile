@@ -43,7 +43,7 @@ RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
 OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard sweep compare gate arch replay perf perf-levers doctor image docker-bench test test-slow fuzz test-container lint lock clean
+.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard sweep horizon compare gate arch replay perf perf-levers doctor image docker-bench test test-slow fuzz test-container lint lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -79,6 +79,9 @@ leaderboard: $(STAMP) ## rebuild the board from the records [ARGS=--check]
 
 sweep: $(STAMP) ## plan and run a sweep: SUB=submissions/sweeps/warmdown-d4.toml [TRACK= DATA= ARGS=--plan]
 	@$(BENCH) sweep $(RECIPE) $${TRACK:+--track "$$TRACK"} $${DATA:+--data "$$DATA"} $$ARGS
+
+horizon: $(STAMP) ## tokens to a target from a text's statistics: ARGS="folder:wikitext2 --vocab 8192" [SUB= TRACK= DATA=]
+	@$(BENCH) horizon $${ARGS:-stdlib --vocab 4096} $${SUB:+--recipe "$$SUB"} $${TRACK:+--track "$$TRACK"} $${DATA:+--data "$$DATA"}
 
 compare: $(STAMP) ## what the records tell of two recipes: A= B= [TRACK= ARGS=--plot OUT]
 	@$(BENCH) compare "$${A:?name two recipes: A= and B=}" "$${B:?name two recipes: A= and B=}" $${TRACK:+--track "$$TRACK"} $$ARGS

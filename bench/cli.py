@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.commands import core, data, device, experiments, host, kernels, mirror, recipes, records
+from bench.commands import core, data, device, experiments, horizon, host, kernels, mirror, recipes, records
 from bench.errors import BenchError, Interrupted, RecipeError
 from kernels.choices import IMPLEMENTATIONS
 
@@ -101,6 +101,11 @@ def number(text: str) -> float:
     return value
 
 
+def counts(text: str) -> list[int]:
+    """An argument's type: counts with commas between them."""
+    return [count(word) for word in text.split(",")]
+
+
 def count(text: str) -> int:
     """An argument's type: a count such as 38M, 750K or 1200."""
     factor = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper(), 1)
@@ -120,6 +125,7 @@ REPLAYING = "record --segments --nonce --device --data --json"
 GATING = "--baseline --track --target --cycle --phase --miniseries --target-depth --plot --concern"
 SHAPING = "--params --head-dim --tied --balanced --fastest --tolerance"
 COMPARING = "a b --track --effect --plot --json"
+INFERRING = "dataset --vocab --lags --entropy-rate --shards --checkpoint --recipe --track --horizons --target"
 SPREADING = "--jobs --executor --slurm"
 RUNNING = f"--seed --seeds {SPREADING} --resume --tracker --json"
 LAUNCHING = f"{RUNNING} --nodes --node-rank --rendezvous"
@@ -140,6 +146,12 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], int | None], str, str]
     ("gate", experiments.gate, "decide on a candidate by its records", f"candidate {GATING} --json"),
     ("arch", experiments.arch, "shapes of a given size, by their split", f"{SHAPING} --write --json"),
     ("sweep", experiments.sweep, "plan and run a sweep of recipes", SWEEPING),
+    (
+        "horizon",
+        horizon.horizon,
+        "infer the tokens to a target from a text's statistics",
+        f"{INFERRING} --seeds --plan --folder --device --data --json",
+    ),
     ("verify", records.verify, "check records against everything they claim", "records --json --markdown"),
     ("submit", records.submit, "make a recipe and its records one change for review", "recipe --commit"),
     ("leaderboard", records.leaderboard, "rebuild the board from the records", "--check --calibrate"),
@@ -259,6 +271,17 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "sweep": {"type": Path, "help": "a TOML sweep, such as submissions/sweeps/warmdown-d4.toml"},
     "--plan": {"action": "store_true", "help": "only print what it would do and cost"},
+    "--lags": {
+        "type": horizon.lag_list,
+        "default": (1, 2, 4, 8, 16, 32),
+        "metavar": "N,N,...",
+        "help": "lags of the correlations (default 1,2,4,8,16,32)",
+    },
+    "--entropy-rate": {"type": number, "help": "nats a token that no context removes (default 0)"},
+    "--checkpoint": {"type": Path, "help": "a run's folder: entropies from its loss by position"},
+    "--recipe": {"type": Path, "help": "the recipe to calibrate with, at two or three short horizons"},
+    "--horizons": {"type": counts, "metavar": "N,N,...", "help": "their tokens, such as 1M,2M,4M"},
+    "--folder": {"type": Path, "help": "where to write; default: leaderboard/horizon/NAME"},
     "--plot": {"type": Path, "metavar": "OUT", "help": "write a chart as SVG"},
     "--kernel": {"choices": tuple(IMPLEMENTATIONS), "help": "one op; default: all"},
     "--implementation": {"help": "one of the op's implementations; default: all this device can run"},

@@ -26,6 +26,7 @@ FOLDERS = (
     ("bench/records", "what is kept, and the rules it is held to"),
     ("bench/drawing", "what every plot is made of, as SVG text"),
     ("bench/experiments", "what records tell: comparisons, gates, sweeps, shapes; imports no torch"),
+    ("bench/experiments/horizon", "how long to train, inferred from the text; imports no torch"),
     ("bench/board", "records to LEADERBOARD.md, index.html, feed.json, board.svg"),
 )
 ONE_BY_ONE = "bench/proving/properties"

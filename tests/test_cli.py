@@ -22,7 +22,7 @@ from tests.spec.recipes import SHIPPED, corrupted
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *("new", "check", "show", "diff", "plan", "prove", "run", "launch", "replay", "core"),
-    *("compare", "gate", "arch", "sweep", "verify", "submit", "leaderboard", "export", "mirror"),
+    *("compare", "gate", "arch", "sweep", "horizon", "verify", "submit", "leaderboard", "export", "mirror"),
     *("data", "perf", "perf-levers", "perf-ranks", "kernels", "doctor", "gpu-check"),
 )
 

@@ -104,8 +104,8 @@ def test_a_gradient_that_overflows_is_a_divergence(space: Workspace, monkeypatch
 def test_a_score_that_is_not_finite_is_a_divergence(
     space: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = bits_per_byte._token_losses
-    monkeypatch.setattr(bits_per_byte, "_token_losses", lambda *arguments: real(*arguments) / 0.0)
+    real = bits_per_byte.token_losses
+    monkeypatch.setattr(bits_per_byte, "token_losses", lambda *arguments: real(*arguments) / 0.0)
     tiny.write_recipe(space, eval={"every_steps": 3})
     with pytest.raises(Diverged, match="step 3"):
         tiny.run_here(space)

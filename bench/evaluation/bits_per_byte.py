@@ -35,7 +35,7 @@ class BitsPerByte(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
 
 
-def _token_losses(model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+def token_losses(model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """Nats of each target, [B, T] float64 on the CPU; 0 where the target is -1."""
     hidden_BTD = model(inputs_BT)
     loss_N = model.kernels.linear_cross_entropy(
@@ -70,7 +70,7 @@ def documents_bpb(
     for index, batch in enumerate(shared):
         inputs = torch.from_numpy(batch.inputs).to(device)
         targets = torch.from_numpy(batch.targets)
-        nats += float(_token_losses(model, inputs, targets.to(device)).sum())
+        nats += float(token_losses(model, inputs, targets.to(device)).sum())
         tokens += int((targets >= 0).sum())
         if progress is not None:
             progress((index + 1) * rows)
@@ -106,7 +106,7 @@ def bestfit_bpb(
     for batch in islice(bestfit_batches(prepared, T, rows, num_rows * T), ranks.rank, None, ranks.size):
         inputs, targets = torch.from_numpy(batch.inputs).to(device), torch.from_numpy(batch.targets)
         counted = byte_lengths[targets] > 0
-        nats += float(_token_losses(model, inputs, targets.to(device))[counted].sum())
+        nats += float(token_losses(model, inputs, targets.to(device))[counted].sum())
         num_bytes += batch.num_bytes
         tokens += int(counted.sum())
     nats, total_bytes, total_tokens = ranks.totals(nats, num_bytes, tokens)
