@@ -35,6 +35,7 @@ LAYERS = (
     "bench.perf",
     "bench.self_test",
     "bench.doctor",
+    "bench.lever_costs",
     "bench.perf_levers",
     "bench.contest",
     "bench.gpu_check",
