@@ -21,7 +21,7 @@ from bench.lever_costs import LIMITS, LeverCost, cost_of
 from bench.perf import unscaled_plan
 from bench.spec.plan import Plan
 from bench.spec.recipe import BatchWarmup, Muon, Recipe, Schedule
-from bench.spec.submission import load
+from bench.spec.submission import differences, load
 from bench.spec.workspace import Workspace
 from bench.training.build import build_trainer, loop_config
 from bench.training.loop import train, warm_up
@@ -35,8 +35,8 @@ BASES = (BASE, "quick")
 DEPTH, ROWS = 6, 4
 SEED = 1
 UNTIMED_STEPS = 2
-# A lever with a limit is timed longer: a median of 12 pairs is known to 2 or 3 % on a quiet desktop only.
-LIMITED_FACTOR = 3
+# A lever with a limit is timed longer, the others half as long, but for an interval of their median.
+LIMITED_FACTOR, LEAST_PAIRS = 2, 6
 # All that the Muon step can do besides momentum, polar step and update, against none of it.
 FOUR = "equilibration, Muon+, NorMuon, decay"  # the name that `LIMITS` has for it
 FOUR_IN_MUON = Muon(equilibrate="row", renormalise=True)
@@ -67,20 +67,23 @@ def levers(space: Workspace) -> dict[str, Lever]:
 def measure_levers(
     space: Workspace, names: list[str], num_steps: int, report: Callable[[LeverCost], None]
 ) -> list[LeverCost]:
-    """The cost of each lever, or of all where none is named; each reported as it is known.
+    """The cost of each lever, or of all that a step can tell apart where none is named; told as they come.
+
+    A lever of the schedule alone costs a step nothing: it is numbers from the host.
 
     Raises:
         RecipeError: a name that no submission has.
     """
     known = levers(space)
     possible = [NOISE, FOUR, *known]
+    dear = [name for name in possible if name not in known or not _is_schedule_alone(known[name])]
     if unknown := [name for name in names if name not in possible]:
         raise RecipeError(f"no lever {unknown[0]!r}", f"there are {', '.join(possible)}")
     base = load(space.submissions / f"{BASE}.toml").recipe
     known[NOISE] = Lever(base, base, BASE)
     costs, peaks = [], dict[str, int]()
-    for name in names or possible:
-        steps = num_steps * (LIMITED_FACTOR if name in LIMITS else 1)
+    for name in names or dear:
+        steps = num_steps * LIMITED_FACTOR if name in LIMITS else max(num_steps // 2, LEAST_PAIRS)
         if name == FOUR:
             found = cost_of(name, "the bare Muon step", *_alone(_muon_steps_in_turn, space, base, steps))
         else:
@@ -92,6 +95,11 @@ def measure_levers(
         report(found)
         costs.append(found)
     return costs
+
+
+def _is_schedule_alone(lever: Lever) -> bool:
+    changes = differences(lever.control, lever.recipe)
+    return all(path.startswith(("schedule.", "batch.")) for path, *_ in changes)
 
 
 def _alone(function: Callable[..., T], *arguments: object) -> T:
