@@ -164,7 +164,7 @@ class _Conductor:
         path = write_once(request.workspace.records, record, self.training.log.path.read_bytes())
         if self.progress.diverged_at is not None:
             raise Diverged(
-                f"diverged at step {self.progress.diverged_at}: {self.progress.diverged_because}; "
+                f"diverged: {self.progress.diverged_because}, at step {self.progress.diverged_at}; "
                 f"marked record: {path}",
                 "lower the learning rates, or lengthen schedule.warmup_steps",
             )
