@@ -1,4 +1,4 @@
-"""`bench perf-levers`: what each lever costs a training step, its steps in turn with the base's."""
+"""`bench perf-levers`: what each lever costs a training step, its steps in turn with those of its control."""
 
 from __future__ import annotations
 
@@ -7,78 +7,99 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import torch
-from tabulate import tabulate
 
 from bench.data.loader import Batch, Cursor
 from bench.errors import RecipeError
 from bench.host.allocator import release_garbage
 from bench.host.device import Device, configure, open_device
 from bench.host.machine import detect
+from bench.lever_costs import LIMITS, LeverCost, cost_of
 from bench.perf import unscaled_plan
 from bench.spec.plan import Plan
-from bench.spec.recipe import BatchWarmup, Recipe
-from bench.spec.submission import load
+from bench.spec.recipe import BatchWarmup, Muon, Recipe, Schedule
+from bench.spec.submission import differences, load
 from bench.spec.workspace import Workspace
 from bench.training.build import build_trainer, loop_config
 from bench.training.loop import train, warm_up
-from kernels.bench_measure import Spread, spread_of
+from model.schedule import StepScales
 
 T = TypeVar("T")
-BASE = "d4"  # the submission that each lever's own is a delta of
-DEPTH, ROWS = 6, 8
+BASE = "d4"  # the submission that the levers' own are deltas of, or of a delta of
+BASES = (BASE, "quick")
+# 2,048 tokens a step: half of what a first version took, so that all levers fit twelve minutes. What a lever
+# of the optimizer costs is then an upper bound: its share of a longer step is smaller.
+DEPTH, ROWS = 6, 4
 SEED = 1
 UNTIMED_STEPS = 2
+# A lever with a limit is timed longer, the others half as long, but for an interval of their median.
+LIMITED_FACTOR, LEAST_PAIRS = 2, 6
+# All that the Muon step can do besides momentum, polar step and update, against none of it.
+FOUR = "equilibration, Muon+, NorMuon, decay"  # the name that `LIMITS` has for it
+FOUR_IN_MUON = Muon(equilibrate="row", renormalise=True)
+BARE_MUON = Muon(normuon_beta2=0.0, weight_decay=0.0)
+NOISE = "nothing"  # the base against itself: what the method sees where there is nothing to see
 
 
-class LeverCost(msgspec.Struct, frozen=True, kw_only=True):
-    """A lever's step and the base's, taken in turn in one process; peaks each of a process of their own."""
+class Lever(NamedTuple):
+    """A recipe and what it is compared with."""
 
-    name: str
-    step_s: Spread
-    base_step_s: Spread
-    times_base: Spread  # step by step
-    peak_bytes: int
-    base_peak_bytes: int
+    recipe: Recipe
+    control: Recipe
+    control_name: str
 
 
-def lever_recipes(space: Workspace) -> dict[str, Recipe]:
-    """The submissions that change one thing of the base, by what they are called after it."""
+def levers(space: Workspace) -> dict[str, Lever]:
+    """Submissions that change one thing of the base, or of one that does, by what follows its name."""
     recipes = {path.stem: load(path).recipe for path in sorted(space.submissions.glob(f"{BASE}-*.toml"))}
-    return {name.removeprefix(f"{BASE}-"): one for name, one in recipes.items() if one.base == BASE}
+    controls = {name: load(space.submissions / f"{name}.toml").recipe for name in BASES}
+    controls |= {name: one for name, one in recipes.items() if one.base in BASES}
+    return {
+        name.removeprefix(f"{BASE}-"): Lever(one, controls[one.base], one.base)
+        for name, one in recipes.items()
+        if one.base in controls
+    }
 
 
 def measure_levers(
     space: Workspace, names: list[str], num_steps: int, report: Callable[[LeverCost], None]
 ) -> list[LeverCost]:
-    """The cost of each lever, or of all where none is named; each reported as it is known.
+    """The cost of each lever, or of all that a step can tell apart where none is named; told as they come.
+
+    A lever of the schedule alone costs a step nothing: it is numbers from the host.
 
     Raises:
         RecipeError: a name that no submission has.
     """
-    recipes = lever_recipes(space)
-    if unknown := [name for name in names if name not in recipes]:
-        raise RecipeError(f"no lever {unknown[0]!r}", f"there are {', '.join(recipes)}")
+    known = levers(space)
+    possible = [NOISE, FOUR, *known]
+    dear = [name for name in possible if name not in known or not _is_schedule_alone(known[name])]
+    if unknown := [name for name in names if name not in possible]:
+        raise RecipeError(f"no lever {unknown[0]!r}", f"there are {', '.join(possible)}")
     base = load(space.submissions / f"{BASE}.toml").recipe
-    base_peak = _alone(_peak_bytes, space, base, num_steps)
-    costs = []
-    for name in names or recipes:
-        step_s, base_step_s = _alone(_steps_in_turn, space, [recipes[name], base], num_steps)
-        ratios = [one / other for one, other in zip(step_s, base_step_s, strict=True)]
-        cost = LeverCost(
-            name=name,
-            step_s=spread_of(step_s),
-            base_step_s=spread_of(base_step_s),
-            times_base=spread_of(ratios),
-            peak_bytes=_alone(_peak_bytes, space, recipes[name], num_steps),
-            base_peak_bytes=base_peak,
-        )
-        report(cost)
-        costs.append(cost)
+    known[NOISE] = Lever(base, base, BASE)
+    costs, peaks = [], dict[str, int]()
+    for name in names or dear:
+        steps = num_steps * LIMITED_FACTOR if name in LIMITS else max(num_steps // 2, LEAST_PAIRS)
+        if name == FOUR:
+            found = cost_of(name, "the bare Muon step", *_alone(_muon_steps_in_turn, space, base, steps))
+        else:
+            lever = known[name]
+            if lever.control_name not in peaks:
+                peaks[lever.control_name] = _alone(_peak_bytes, space, lever.control)
+            measured = _alone(_measured, space, lever.recipe, lever.control, steps)
+            found = cost_of(name, lever.control_name, *measured, peaks[lever.control_name])
+        report(found)
+        costs.append(found)
     return costs
+
+
+def _is_schedule_alone(lever: Lever) -> bool:
+    changes = differences(lever.control, lever.recipe)
+    return all(path.startswith(("schedule.", "batch.")) for path, *_ in changes)
 
 
 def _alone(function: Callable[..., T], *arguments: object) -> T:
@@ -87,23 +108,26 @@ def _alone(function: Callable[..., T], *arguments: object) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def _ready(space: Workspace, recipe: Recipe) -> tuple[Device, Plan]:
+def _device() -> Device:
     facts = detect(environment={})
     device = open_device(facts.device_kind)
     configure(device, cpu_cores=facts.cpu_cores)
+    return device
+
+
+def _plan(space: Workspace, recipe: Recipe) -> Plan:
+    """One micro-batch of d6; of schedules a step sees the multipliers only, which cost nothing."""
     model = msgspec.structs.replace(recipe.model, depth=DEPTH)
     batch = msgspec.structs.replace(recipe.batch, tokens=ROWS * model.sequence_length, device_sequences=ROWS)
-    # One micro-batch is timed: a batch that grows costs no step more.
-    schedule = msgspec.structs.replace(recipe.schedule, batch_warmup=BatchWarmup())
+    schedule: Schedule = msgspec.structs.replace(recipe.schedule, batch_warmup=BatchWarmup())
     changed = msgspec.structs.replace(recipe, model=model, batch=batch, schedule=schedule)
-    return device, unscaled_plan(space, facts, changed)
+    return unscaled_plan(space, detect(environment={}), changed)
 
 
 def _running(plan: Plan, device: Device) -> Iterator[object]:
     """Events of a run on random tokens, compiled and two steps old."""
-    trainer = build_trainer(
-        plan, device.torch_device, device.compute_dtype(plan.recipe.precision.compute), SEED
-    )
+    dtype = device.compute_dtype(plan.recipe.precision.compute)
+    trainer = build_trainer(plan, device.torch_device, dtype, SEED)
     shape = (plan.device_sequences, plan.model.sequence_length)
     warm_up(trainer, *shape, device.torch_device)
     release_garbage()
@@ -114,47 +138,68 @@ def _running(plan: Plan, device: Device) -> Iterator[object]:
             tokens = torch.randint(plan.model.vocab_size, (2, *shape), generator=generator)
             yield Batch(tokens.to(device.torch_device), Cursor(step=0, micro=0))
 
-    config = loop_config(plan)._replace(log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=0)
+    config = loop_config(plan)._replace(
+        log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=0, state_steps=frozenset()
+    )
     events = train(trainer, batches(), config, lambda _: 1000.0)
     for _ in islice(events, UNTIMED_STEPS):
         device.synchronize()
+        device.sample_memory()
     return events
 
 
-def _steps_in_turn(space: Workspace, recipes: list[Recipe], num_steps: int) -> list[list[float]]:
-    """Seconds of the steps of each, one of each in every round, the first of a round changing."""
-    device, *_ = _ready(space, recipes[0])
-    running = [_running(_ready(space, recipe)[1], device) for recipe in recipes]
-    step_s: list[list[float]] = [[] for _ in running]
-    for round_ in range(num_steps):
-        for place in range(len(running)):
-            which = (round_ + place) % len(running)
-            start = time.perf_counter()
-            next(running[which])
-            device.synchronize()
-            step_s[which].append(time.perf_counter() - start)
-    return step_s
+def _measured(
+    space: Workspace, recipe: Recipe, control: Recipe, num_steps: int
+) -> tuple[list[float], list[float], int]:
+    """(seconds of its steps, of its control's, its peak in bytes); the peak is read before the control is."""
+    device = _device()
+    lever = _running(_plan(space, recipe), device)
+    peak_bytes = device.peak_memory().bytes
+    under = _running(_plan(space, control), device)
+
+    def step_of(events: Iterator[object]) -> Callable[[], object]:
+        return lambda: next(events)
+
+    return *_in_turn(device, step_of(lever), step_of(under), num_steps), peak_bytes
 
 
-def _peak_bytes(space: Workspace, recipe: Recipe, num_steps: int) -> int:
-    device, plan = _ready(space, recipe)
-    for _ in islice(_running(plan, device), num_steps):
-        device.sample_memory()
+def _peak_bytes(space: Workspace, recipe: Recipe) -> int:
+    device = _device()
+    _running(_plan(space, recipe), device)
     return device.peak_memory().bytes
 
 
-def levers_table(costs: list[LeverCost]) -> str:
-    """Dearest first."""
-    rows = [
-        [
-            cost.name,
-            f"{cost.times_base.median:.3f}",
-            f"{cost.times_base.least:.3f}-{cost.times_base.greatest:.3f}",
-            f"{cost.step_s.median:.3f}",
-            f"{cost.base_step_s.median:.3f}",
-            f"{(cost.peak_bytes - cost.base_peak_bytes) / 2**20:+,.0f}",
-        ]
-        for cost in sorted(costs, key=lambda cost: -cost.times_base.median)
-    ]
-    headers = ["lever", "times base", "least-greatest", "step (s)", "base step (s)", "peak (MiB)"]
-    return tabulate(rows, headers, disable_numparse=True, colalign=("left", *("right",) * 5))
+def _in_turn(
+    device: Device, one: Callable[[], object], other: Callable[[], object], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of each call of both; the first of a round changes."""
+    seconds: dict[Callable[[], object], list[float]] = {one: [], other: []}
+    for round_ in range(rounds):
+        for call in (one, other) if round_ % 2 else (other, one):
+            start = time.perf_counter()
+            call()
+            device.synchronize()
+            seconds[call].append(time.perf_counter() - start)
+    return seconds[one], seconds[other]
+
+
+def _muon_steps_in_turn(space: Workspace, base: Recipe, num_steps: int) -> tuple[list[float], list[float]]:
+    """Seconds of the optimizer's steps of the matrices alone, with all four levers and bare."""
+    device = _device()
+    four, bare = (_muon_step(space, base, muon, device) for muon in (FOUR_IN_MUON, BARE_MUON))
+    _in_turn(device, four, bare, UNTIMED_STEPS)
+    return _in_turn(device, four, bare, num_steps)
+
+
+def _muon_step(space: Workspace, base: Recipe, muon: Muon, device: Device) -> Callable[[], object]:
+    optimizer = msgspec.structs.replace(base.optimizer, muon=muon)
+    plan = _plan(space, msgspec.structs.replace(base, optimizer=optimizer))
+    dtype = device.compute_dtype(plan.recipe.precision.compute)
+    trainer = build_trainer(plan, device.torch_device, dtype, SEED)
+    ours, generator = trainer.optimizer, torch.Generator().manual_seed(SEED)
+    ours.param_groups = [group for group in ours.param_groups if group["kind"] == "muon"]
+    for group in ours.param_groups:
+        for param in group["params"]:
+            param.grad = torch.randn(param.shape, generator=generator).to(param.device)
+    scales = StepScales(learning_rate=1e-3, momentum=0.95, weight_decay=1.0)
+    return lambda: ours.step(scales)

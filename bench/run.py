@@ -202,7 +202,8 @@ class _Conductor:
         path = write_once(request.workspace.records, record, self.training.log.path.read_bytes())
         if self.progress.diverged_at is not None:
             raise Diverged(
-                f"loss or weights are not finite at step {self.progress.diverged_at}; marked record: {path}",
+                f"diverged: {self.progress.diverged_because}, at step {self.progress.diverged_at}; "
+                f"marked record: {path}",
                 "lower the learning rates, or lengthen schedule.warmup_steps",
             )
         return path

@@ -21,7 +21,17 @@ from bench.spec.plan import Plan
 from bench.training import checkpoint
 from bench.training.build import loop_config, open_loader
 from bench.training.horizon import steps_within
-from bench.training.loop import CheckpointDue, Diverged, EvalDue, Event, StateDue, StepsDone, Trainer, train
+from bench.training.loop import (
+    NOT_FINITE,
+    CheckpointDue,
+    Diverged,
+    EvalDue,
+    Event,
+    StateDue,
+    StepsDone,
+    Trainer,
+    train,
+)
 from bench.training.ranks import Ranks
 from bench.training.segments import segments
 from kernels.counting import dispatches
@@ -94,7 +104,7 @@ class TrainingRun:
         elif isinstance(event, CheckpointDue):
             self.save(trainer)
         elif isinstance(event, Diverged):
-            self._on_divergence(event.step)
+            self._on_divergence(event.step, event.reason)
         self.ranks.wait()  # off the clock, or the next step would wait for the first rank's files
 
     def _batches(self, loader: Loader) -> Iterator[Batch]:
@@ -140,9 +150,10 @@ class TrainingRun:
             left_s=(total - event.step) * step_s,
         )
 
-    def _on_divergence(self, step: int) -> None:
+    def _on_divergence(self, step: int, reason: str = NOT_FINITE) -> None:
         self.progress.step = self.progress.diverged_at = step
-        self.write("diverged", step=step)
+        self.progress.diverged_because = reason
+        self.write("diverged", step=step, reason=reason)
 
     def score(self, trainer: Trainer) -> BitsPerByte | None:
         """Validation as of this step; a value that is not finite is a divergence, and None."""

@@ -23,11 +23,17 @@ def require_adamw(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
-    step: int,
+    step: int | Tensor,
     moments: tuple[torch.dtype, ...],
 ) -> None:
-    """Raise TypeError or ValueError unless these are arguments of `adamw_`; all moments are of one type."""
-    require(step >= 1, "step", f"{step}, the first is 1")
+    """Raise TypeError or ValueError unless these are arguments of `adamw_`; all moments are of one type.
+
+    A step count on the device is not read: the host would wait for it.
+    """
+    if isinstance(step, Tensor):
+        require_shape("step", step, ())
+    else:
+        require(step >= 1, "step", f"{step}, the first is 1")
     for name, tensors in (("grads", grads), ("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)):
         require(len(tensors) == len(params), name, f"{len(tensors)} tensors for {len(params)} parameters")
     for i, (param, grad, exp_avg, exp_avg_sq) in enumerate(
@@ -55,7 +61,7 @@ def adamw_(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
-    step: int,
+    step: int | Tensor,
     *,
     lr: float,
     betas: tuple[float, float],
@@ -75,7 +81,10 @@ def adamw_(
     changed = [*params, *exp_avgs, *exp_avg_sqs]
     work = [flat(tensor, dtype) for tensor in changed]
     count = len(params)
-    now = torch.full((), float(step), dtype=torch.float32, device=params[0].device)
+    if isinstance(step, Tensor):
+        now = step.to(torch.float32)
+    else:
+        now = torch.full((), float(step), dtype=torch.float32, device=params[0].device)
     torch._fused_adamw_(
         work[:count],
         [flat(grad, dtype) for grad in grads],

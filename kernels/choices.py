@@ -29,6 +29,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "fp8_linear": (REFERENCE, "scaled-mm", "triton"),
 }
 CUDA_ONLY = ("triton", "varlen")
+OPTIMIZER_OPS = ("muon_direction", "polar_express", "muon_update", "adamw")
 # Used by every model; the others belong to levers.
 ALWAYS = tuple(op for op in IMPLEMENTATIONS if op not in ("bigram_residual", "fp8_linear"))
 
@@ -73,6 +74,23 @@ _PREFERRED["cuda"] = _PREFERRED["cpu"] | {
 }
 
 
+# What serves the ops that work in the compute dtype when that is float16; and AdamW, whose step count is on
+# the device there. The others are given float32 or are left to the compiler.
+_FLOAT16: dict[str, tuple[str, str]] = {
+    "embedding": ("sorted", _SORTED),
+    "mix_rms_norm": (REFERENCE, _FUSED_BY_COMPILER),
+    "rotary_qk_norm": (REFERENCE, _FUSED_BY_COMPILER),
+    "attention": ("blocked", "T x window work; flash attention and Triton's are not proved in float16"),
+    "relu_squared_mlp": (
+        REFERENCE,
+        "float16 squares vanish or overflow: their roots are not what was squared",
+    ),
+    "linear_cross_entropy": (REFERENCE, "the others keep e^logit, and e^15 is beyond float16's 65,504"),
+    "adamw": ("fused", "the only one pass that takes its step count from the device"),
+    "bigram_residual": ("sorted", _SORTED),
+}
+
+
 class Choice(NamedTuple):
     """One op's implementation and the reason it was chosen."""
 
@@ -82,7 +100,10 @@ class Choice(NamedTuple):
 
 
 def choose(
-    device_kind: str, asked: Mapping[str, str] | None = None, ops: Collection[str] = ALWAYS
+    device_kind: str,
+    asked: Mapping[str, str] | None = None,
+    ops: Collection[str] = ALWAYS,
+    dtype: str = "bfloat16",
 ) -> tuple[Choice, ...]:
     """The implementation of every op a model uses on this kind of device.
 
@@ -90,16 +111,33 @@ def choose(
         device_kind: "cuda", "mps" or "cpu".
         asked: implementations that the recipe names, by op; "auto" leaves the choice to the table above.
         ops: what the model uses.
+        dtype: the compute dtype.
     """
     asked = asked or {}
+    preferred = _PREFERRED[device_kind] | (_FLOAT16 if dtype == "float16" else {})
     choices = []
     for op in ops:
         name = asked.get(op, "auto")
         if name == "auto":
-            choices.append(Choice(op, *_PREFERRED[device_kind][op]))
+            choices.append(Choice(op, *preferred[op]))
         else:
             choices.append(Choice(op, name, "asked for by the recipe"))
     return tuple(choices)
+
+
+def dtype_given(op: str, compute: str) -> str:
+    """The dtype that an op is given in a run of this compute dtype.
+
+    The optimizer's ops work on float32; but for the polar iteration, and that is in the compute dtype unless
+    that is float16.
+    """
+    return "float32" if compute == "float16" and op in OPTIMIZER_OPS else compute
+
+
+def runs_in_float16(choice: Choice) -> bool:
+    """Whether this implementation may serve a run whose compute dtype is float16."""
+    allowed = _FLOAT16.get(choice.op)
+    return allowed is None or choice.implementation in (REFERENCE, allowed[0])
 
 
 def provable(op: str, device_kind: str, interpreted: bool = False) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ be read, in any dtype, float64 included. A trailing underscore in a name: argume
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -247,22 +248,33 @@ def adamw_(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
-    step: int,
+    step: int | Tensor,
     *,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One decoupled AdamW step of each parameter, in place (arXiv 1711.05101); `step` counts from 1.
+    """One decoupled AdamW step of each parameter, in place (arXiv 1711.05101).
 
     Parameters and gradients may be bf16; the arithmetic and the moments are float32 (or float64).
+
+    Args:
+        step: of this step, from 1 on; a tensor of no dimension where only the device knows it.
     """
     beta1, beta2 = betas
     for param, grad, exp_avg, exp_avg_sq in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
         grad = grad.to(exp_avg.dtype)
         exp_avg.lerp_(grad, 1.0 - beta1)
         exp_avg_sq.lerp_(grad.square(), 1.0 - beta2)
-        denominator = (exp_avg_sq / (1.0 - beta2**step)).sqrt() + eps
+        first, second = (_bias_correction(beta, step, exp_avg.dtype) for beta in betas)
+        denominator = (exp_avg_sq / second).sqrt() + eps
         decayed = param.to(exp_avg.dtype) * (1.0 - lr * weight_decay)
-        param.copy_(decayed - lr / (1.0 - beta1**step) * exp_avg / denominator)
+        param.copy_(decayed - lr / first * exp_avg / denominator)
+
+
+def _bias_correction(beta: float, step: int | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """1 - beta^step; on the device without the cancellation that a power near 1 brings in float32."""
+    if isinstance(step, int):
+        return float(1.0 - beta**step)
+    return -torch.expm1(step.to(dtype) * math.log(beta)) if beta else torch.ones_like(step, dtype=dtype)

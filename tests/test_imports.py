@@ -37,6 +37,7 @@ LAYERS = (
     "bench.perf_ranks",
     "bench.self_test",
     "bench.doctor",
+    "bench.lever_costs",
     "bench.perf_levers",
     "bench.contest",
     "bench.gpu_check",

@@ -10,6 +10,7 @@ import torch
 
 from bench.data.loader import Loader
 from bench.data.prepared import Prepared
+from bench.host.device import open_device
 from bench.host.planning import Rates, plan_machine
 from bench.spec.batch_ramp import is_on
 from bench.spec.plan import Plan, make_plan
@@ -83,7 +84,7 @@ def inert_by_its_own_bound(recipe: Recipe) -> set[str]:
 def test_a_submission_learns_and_its_levers_act(tmp_path: Path, prepared: Prepared, name: str) -> None:
     recipe = in_miniature(load(SUBMISSIONS / f"{name}.toml").recipe)
     plan = plan_of(recipe, tmp_path)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision.compute]
+    dtype = open_device("cpu").compute_dtype(recipe.precision.compute)
     trainer = build_trainer(plan, CPU, dtype, seed=1)
     rows, ramp = plan.device_sequences, plan.batch_ramp
     with Loader(prepared, TOKENS, rows, ramp, 0, 1, seed=1, device_pin=False) as loader:

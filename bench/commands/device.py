@@ -15,7 +15,7 @@ from bench.spec.workspace import Workspace
 if TYPE_CHECKING:
     from bench.host.clock import Ledger
     from bench.host.planning import Planned
-    from bench.perf_levers import LeverCost
+    from bench.lever_costs import LeverCost
 
 
 def run(options: argparse.Namespace) -> int:
@@ -191,10 +191,13 @@ def replay(options: argparse.Namespace) -> int:
 def perf_levers(options: argparse.Namespace) -> None:
     """`bench perf-levers`."""
     before_torch(options)
-    from bench.perf_levers import levers_table, measure_levers
+    from bench.lever_costs import levers_table
+    from bench.perf_levers import measure_levers
 
     def report(cost: LeverCost) -> None:
-        print(f"{cost.name}: {cost.times_base.median:.3f} of the base's step", file=sys.stderr, flush=True)
+        print(
+            f"{cost.name}: {cost.times_control.median:.3f} times {cost.control}", file=sys.stderr, flush=True
+        )
 
     costs = measure_levers(workspace(options), options.levers, options.steps, report)
     if options.json:

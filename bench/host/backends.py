@@ -148,6 +148,8 @@ class CudaBackend:
         major, minor = torch.cuda.get_device_capability(self._index)
         if name == "bfloat16" and major < 8:
             return f"bfloat16 is emulated below compute capability 8.0, {self.name()} has {major}.{minor}"
+        if name == "float16" and (major, minor) < (5, 3):
+            return f"float16 needs compute capability 5.3, {self.name()} has {major}.{minor}"
         return None
 
     def compile_refusal(self) -> str | None:
@@ -217,7 +219,7 @@ class MpsBackend:
         self._mps.set_rng_state(state["mps"])
 
     def dtype_refusal(self, name: str) -> str | None:
-        return half_precision_refusal(self._torch_version) if name == "bfloat16" else None
+        return half_precision_refusal(self._torch_version) if name in ("bfloat16", "float16") else None
 
     def compile_refusal(self) -> str | None:
         return (

@@ -72,15 +72,13 @@ class Device:
         """The torch dtype of this name.
 
         Raises:
-            PlanRefused: unknown, or this device would compute it wrongly, emulated or without loss scaling.
+            PlanRefused: unknown, or this device would compute it wrongly or emulated.
         """
         if name not in _DTYPES:
             raise PlanRefused(f"no such compute dtype: {name!r}", hint=f"one of {', '.join(_DTYPES)}")
-        reason = self.backend.dtype_refusal(name)
-        if name == "float16":
-            reason = "float16 gradients underflow without loss scaling, which the training loop does not do"
-        if reason:
-            raise PlanRefused(f"dtype {name} on {self.kind}: {reason}", hint="use float32 or bfloat16")
+        if reason := self.backend.dtype_refusal(name):
+            others = [other for other in _DTYPES if other != name and not self.backend.dtype_refusal(other)]
+            raise PlanRefused(f"dtype {name} on {self.kind}: {reason}", hint=f"use {' or '.join(others)}")
         return _DTYPES[name]
 
     def compile_refusal(self) -> str | None:

@@ -14,6 +14,12 @@ from kernels.dispatch import implementation
 TORCH_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16)
 HALF_DTYPES = (torch.bfloat16,)  # all that torch's flash attention takes, besides float16
+# What serves runs in float16 (kernels.choices) and meets it.
+IN_FLOAT16 = (
+    ("embedding", "sorted"),
+    ("attention", "blocked"),
+    ("bigram_residual", "sorted"),
+)
 
 
 class Subject(NamedTuple):
@@ -30,4 +36,5 @@ class Subject(NamedTuple):
 def subject(op: str, name: str, device: torch.device) -> Subject:
     """The implementation `name` of `op`, to be proved on `device`."""
     dtypes = {"triton": TRITON_DTYPES, "varlen": HALF_DTYPES}.get(name, TORCH_DTYPES)
+    dtypes += (torch.float16,) if (op, name) in IN_FLOAT16 else ()
     return Subject(op, name, implementation(op, name), implementation(op, "reference"), device, dtypes)

@@ -288,7 +288,7 @@ def _judge(measured: Measured, timing: schema.Timing) -> list[str]:
     warnings = []
     if measured.progress.diverged_at is not None:
         warnings.append(
-            f"diverged at step {measured.progress.diverged_at}: its loss or its weights are not finite"
+            f"diverged at step {measured.progress.diverged_at}: {measured.progress.diverged_because}"
         )
     if timing.step_median_s and timing.step_p90_s / timing.step_median_s > UNSTEADY_P90:
         warnings.append(

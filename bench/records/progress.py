@@ -26,6 +26,7 @@ class RunProgress:
     carried_dispatches: dict[str, int] = field(default_factory=dict)  # of earlier processes
     num_resumes: int = 0
     diverged_at: int | None = None
+    diverged_because: str = ""
 
     @property
     def carried_official_s(self) -> float:

@@ -10,7 +10,7 @@ from bench.proving.proof import problems_of_proofs
 from bench.records.rules_context import Context, schedule_of
 from bench.records.schema import Record
 from bench.records.store import StoredRecord
-from kernels.choices import ALWAYS, IMPLEMENTATIONS, REFERENCE
+from kernels.choices import ALWAYS, IMPLEMENTATIONS, REFERENCE, dtype_given
 from model.flops import flops_per_token, fp8_share, parameters, scaling_parameters
 
 # No core passes it: AMX, the widest unit there is, does 1,024 bf16 operations a cycle (Intel 64 and IA-32
@@ -141,9 +141,9 @@ def proofs(stored: StoredRecord, context: Context) -> Iterator[str]:
         yield "a kernel has two proofs"
     computed = record.shape.compute_dtype
     yield from (
-        f"proof of {proof.name} is not of {computed}"
+        f"proof of {proof.name} is not of {dtype_given(proof.op, computed)}"
         for proof in record.proofs
-        if computed not in proof.dtypes
+        if dtype_given(proof.op, computed) not in proof.dtypes
     )
 
 

@@ -16,6 +16,9 @@ KEPT_WIDTHS_PER_LAYER = 12
 KEPT_WIDTHS_OUTSIDE = 4  # embedding, smear, backout, final norm
 ATTENTION_BLOCK = 256  # queries of a block
 ATTENTION_PAIR_BYTES = 10  # of a query and a key: logit and its gradient in float32, probability in bf16
+# Of a logit in float16, whose loss is eager: itself in float16, then in float32, capped, as a logarithm of a
+# probability and as a gradient.
+WHOLE_LOGIT_BYTES = 2 + 4 * 4
 # What a process holds before the model exists: Python, torch, the compiler (CPU: measured 340 to 600 MB, the
 # larger after compiling), and a CUDA context with its workspaces.
 PROCESS_BYTES = {"cpu": 600 * 10**6, "mps": 500 * 10**6, "cuda": 1500 * 10**6}
@@ -63,21 +66,34 @@ def estimate_memory(
     tokens = sequences * config.sequence_length
     cast = (matrices + groups["lm_head"]) * compute_bytes if compute_bytes != 4 else 0
     moments = 4 * matrices + 8 * (total - matrices)
-    chunk = min(rows_per_chunk(config.vocab_size), tokens) * config.vocab_size
+    is_half = dtype == "float16"  # whose loss and MLP are the references, and whose steps may be skipped
+    rows = tokens if is_half else min(rows_per_chunk(config.vocab_size), tokens)
+    logit_bytes = WHOLE_LOGIT_BYTES if is_half else 2 * compute_bytes + 4
     return MemoryEstimate(
         process_bytes=PROCESS_BYTES[device_kind],
         weights_bytes=4 * total + cast,
         gradients_bytes=4 * total,
-        optimizer_bytes=moments // world_size,
-        activations_bytes=tokens * activation_bytes_per_token(config, compute_bytes)
+        optimizer_bytes=(moments + (skippable_bytes(config) if is_half else 0)) // world_size,
+        activations_bytes=tokens
+        * activation_bytes_per_token(config, compute_bytes, keeps_squares_only=not is_half)
         + attention_bytes(config, sequences, device_kind),
-        loss_bytes=chunk * (2 * compute_bytes + 4) + 2 * 4 * groups["lm_head"],
+        loss_bytes=rows * config.vocab_size * logit_bytes + 2 * 4 * groups["lm_head"],
     )
 
 
-def activation_bytes_per_token(config: ModelConfig, compute_bytes: int) -> int:
+def skippable_bytes(config: ModelConfig) -> int:
+    """What is kept of the largest group while a step that may be skipped is taken: masters and moments."""
+    matrices = config.depth * MLP_EXPANSION * config.width**2
+    tables = config.vocab_padded, config.bigram_rows
+    return max(2 * 4 * matrices, 3 * 4 * max(tables) * config.width)
+
+
+def activation_bytes_per_token(
+    config: ModelConfig, compute_bytes: int, keeps_squares_only: bool = True
+) -> int:
     """Bytes that the layers keep a token until the backward."""
-    layer = (KEPT_WIDTHS_PER_LAYER + MLP_EXPANSION) * config.width
+    of_mlp = MLP_EXPANSION if keeps_squares_only else 2 * MLP_EXPANSION
+    layer = (KEPT_WIDTHS_PER_LAYER + of_mlp) * config.width
     widths = config.depth * layer + KEPT_WIDTHS_OUTSIDE * config.width
     return widths * compute_bytes
 

@@ -49,7 +49,13 @@ class LatentAttention(Table, frozen=True, kw_only=True):
 
 
 class Model(Table, frozen=True, kw_only=True):
-    """[model]: the shape. width = ceil(depth x aspect_ratio / head_dim) x head_dim."""
+    """[model]: the shape. width = ceil(depth x aspect_ratio / head_dim) x head_dim.
+
+    Sources: nanochat's gpt.py for all that it has; before it rotary positions (arXiv 2104.09864), windows
+    (arXiv 2004.05150), QK norm (arXiv 2010.04245), grouped and single key heads (arXiv 2305.13245 and
+    1911.02150), soft-capped logits (arXiv 2408.00118), tied tables (arXiv 1608.05859); value embeddings,
+    x0 scales, smear and backout from modded-nanogpt; gates on heads (arXiv 2505.06708).
+    """
 
     depth: Annotated[int, Meta(ge=1, le=128, description="layers")] = 12
     aspect_ratio: Annotated[

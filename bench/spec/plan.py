@@ -9,12 +9,12 @@ import msgspec
 
 from bench.errors import PlanRefused
 from bench.spec.batch_ramp import BatchRamp, is_on, planned_steps
+from bench.spec.kernel_choices import kernel_choices, kernel_refusals
 from bench.spec.memory import MemoryEstimate, estimate_memory, fitting_sequences
 from bench.spec.recipe import Recipe, Schedule
 from bench.spec.scaling import REFERENCE_DEPTH, Rates, batch_tokens, scaled_rates, tau
 from bench.spec.submission import Submission, method_sha256, sha256
 from bench.spec.track import NamedTrack, horizon_kind, horizon_tokens, on_track, scale_fields
-from kernels.choices import ALWAYS, CUDA_ONLY, IMPLEMENTATIONS, Choice, choose
 from model.config import (
     InitConfig,
     LatentAttention,
@@ -23,7 +23,7 @@ from model.config import (
     value_embedding_layers,
     window_sizes,
 )
-from model.flops import flops_per_token, fp8_share, parameters, scaling_parameters
+from model.flops import flops_per_token, parameters, scaling_parameters
 from model.schedule import ScheduleConfig
 
 MAX_TOKENS = 10**15  # a million times nanochat's speedruns; counts of tokens and bytes below it fit 64 bits
@@ -197,8 +197,7 @@ def make_plan(
 ) -> Plan:
     """Everything a run derives. Refusals are listed, not raised: the numbers are worth reading all the same.
 
-    Args:
-        world_size: devices to plan for; default: the track's, on any other number nothing can be run.
+    `world_size` plans for another number of devices than the track's, on which nothing can be run.
 
     Raises:
         PlanRefused: sizes that no machine has.
@@ -244,7 +243,7 @@ def make_plan(
         predicted_peak_bytes=memory.total_bytes,
         predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
-        kernels=[choice._asdict() for choice in _kernel_choices(recipe, config, machine)],
+        kernels=[choice._asdict() for choice in kernel_choices(recipe, config, machine.device_kind)],
         refusals=refusals
         + why_not
         + _other_devices(world, track)
@@ -288,15 +287,6 @@ def _rate_fields(rates: Rates, batch: int, tokens: int) -> dict[str, Any]:
         "tau": tau(batch, rates, tokens),
         "rates": rates,
     }
-
-
-def _kernel_choices(recipe: Recipe, config: ModelConfig, machine: PlanMachine) -> tuple[Choice, ...]:
-    used = set(ALWAYS)
-    used -= set() if config.qk_norm else {"rotary_qk_norm"}
-    used |= {"bigram_residual"} if config.bigram_rows else set()
-    used |= {"fp8_linear"} if fp8_share(config) else set()
-    ops = [op for op in IMPLEMENTATIONS if op in used]
-    return choose(machine.device_kind, msgspec.structs.asdict(recipe.kernels), ops)
 
 
 def _rows_at_once(
@@ -348,11 +338,8 @@ def _refusals(
         refusals.append(
             f"track {track.name} is for a machine of class {needed}, this is {machine.machine_class}"
         )
-    refusals += [
-        f"kernels.{choice.op}: {choice.implementation} needs CUDA, this is {machine.device_kind}"
-        for choice in _kernel_choices(recipe, config, machine)
-        if choice.implementation in CUDA_ONLY and machine.device_kind != "cuda"
-    ]
+    choices = kernel_choices(recipe, config, machine.device_kind)
+    refusals += kernel_refusals(recipe, choices, machine.device_kind)
     if iterations < 1 and recipe.horizon.seconds is None:  # a clock decides by itself how many steps fit
         refusals.append("the horizon is shorter than one step; lengthen it or lower batch.tokens")
     if memory.total_bytes > machine.device_memory_bytes:

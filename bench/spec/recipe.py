@@ -15,7 +15,12 @@ from bench.spec.model_table import Model
 
 
 class Muon(Table, frozen=True, kw_only=True):
-    """[optimizer.muon]: the matrices. `lr` is for 2^19 tokens a batch, `weight_decay` for d12's horizon."""
+    """[optimizer.muon]: the matrices. `lr` is for 2^19 tokens a batch, `weight_decay` for d12's horizon.
+
+    Sources: Muon (kellerjordan.github.io/posts/muon), Polar Express (arXiv 2505.16932), MuonEq (arXiv
+    2603.28254), Muon+ (arXiv 2602.21545), NorMuon (arXiv 2510.05491), cautious weight decay (arXiv
+    2510.12402); all as in nanochat, whose momentum schedule it is.
+    """
 
     lr: Annotated[Positive, Meta(description="learning rate at the reference batch")] = 0.02
     momentum_start: Annotated[Beta, Meta(description="momentum at step 0")] = 0.85
@@ -50,13 +55,15 @@ class Muon(Table, frozen=True, kw_only=True):
 
 
 class AdamWGroup(Table, frozen=True, kw_only=True):
-    """[optimizer.adamw.GROUP]: one group of parameters."""
+    """[optimizer.adamw.GROUP]: one group of parameters, each with its own constants (arXiv 1711.05101)."""
 
     lr: Annotated[Positive, Meta(description="learning rate at the reference batch and width 768")]
-    beta1: Beta = 0.8
-    beta2: Beta = 0.95
-    eps: Annotated[float, Meta(gt=0.0, le=1e-3)] = 1e-10
-    weight_decay: NonNegative = 0.0
+    beta1: Annotated[Beta, Meta(description="averaging of the gradient")] = 0.8
+    beta2: Annotated[Beta, Meta(description="averaging of its square")] = 0.95
+    eps: Annotated[float, Meta(gt=0.0, le=1e-3, description="added to the root of the average square")] = (
+        1e-10
+    )
+    weight_decay: Annotated[NonNegative, Meta(description="decoupled, times the learning rate")] = 0.0
 
 
 class AdamW(Table, frozen=True, kw_only=True):
@@ -98,7 +105,7 @@ class BatchWarmup(Table, frozen=True, kw_only=True):
 
 
 class Schedule(Table, frozen=True, kw_only=True):
-    """[schedule]: the learning rate over the run."""
+    """[schedule]: the learning rate over the run: warm-up, constant, warmdown (arXiv 2405.18392)."""
 
     warmup_steps: Annotated[int, Meta(ge=0, le=10**6, description="linear warm-up, in steps")] = 40
     warmup_ratio: (
@@ -150,12 +157,34 @@ class Loss(Table, frozen=True, kw_only=True):
 
 
 class Precision(Table, frozen=True, kw_only=True):
-    """[precision]: dtype of activations and of weights at use; masters and moments are float32."""
+    """[precision]: dtype of activations and of weights at use; masters and moments are float32.
 
-    compute: Literal["float32", "bfloat16"] = "bfloat16"
+    float16 is for devices without bfloat16: the loss is scaled, dynamically and without the host waiting, and
+    a step whose gradients overflow is skipped (arXiv 1710.03740). It is evaluated in float16, too: the
+    weights are used as they were trained, and 11 bits of mantissa round less than bfloat16's 8.
+    """
+
+    compute: Annotated[
+        Literal["float32", "bfloat16", "float16"], Meta(description="of activations and of weights at use")
+    ] = "bfloat16"
+    initial_loss_scale: Annotated[
+        float,
+        Meta(
+            ge=1.0, le=2.0**40, description="float16: what the loss is multiplied by at first (GradScaler's)"
+        ),
+    ] = 65536.0
+    loss_scale_growth_steps: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10**9,
+            description="float16: steps in a row without an overflow after which the scale doubles "
+            "(GradScaler's); an overflow halves it",
+        ),
+    ] = 2000
     fp8: Annotated[
         Literal["off", "tensorwise", "rowwise"],
-        Meta(description="scaling of fp8 matrix products in training"),
+        Meta(description="scaling of fp8 matrix products in training (arXiv 2209.05433, nanochat's fp8.py)"),
     ] = "off"
     fp8_min_dim: Annotated[
         int, Meta(ge=16, le=2**16, description="matrices with a smaller side stay in compute")
@@ -169,24 +198,49 @@ class Precision(Table, frozen=True, kw_only=True):
 class Kernels(Table, frozen=True, kw_only=True):
     """[kernels]: which implementation serves each op; "auto" is the plan's choice for the device."""
 
-    embedding: Literal["auto", "reference", "sorted", "triton"] = "auto"
-    mix_rms_norm: Literal["auto", "reference", "triton"] = "auto"
-    rotary_qk_norm: Literal["auto", "reference", "triton"] = "auto"
-    attention: Literal["auto", "reference", "blocked", "varlen", "triton"] = "auto"
-    relu_squared_mlp: Literal["auto", "reference", "keep-output", "triton"] = "auto"
-    linear_cross_entropy: Literal["auto", "reference", "chunked", "triton"] = "auto"
-    muon_direction: Literal["auto", "reference", "in-place", "triton"] = "auto"
-    polar_express: Literal["auto", "reference", "two-forms", "triton"] = "auto"
-    muon_update: Literal["auto", "reference", "in-place", "triton"] = "auto"
-    adamw: Literal["auto", "reference", "fused", "triton"] = "auto"
-    bigram_residual: Literal["auto", "reference", "sorted", "triton"] = "auto"
-    fp8_linear: Literal["auto", "reference", "scaled-mm", "triton"] = "auto"
+    embedding: Annotated[
+        Literal["auto", "reference", "sorted", "triton"], Meta(description="table look-up")
+    ] = "auto"
+    mix_rms_norm: Annotated[
+        Literal["auto", "reference", "triton"], Meta(description="residual scales and norm")
+    ] = "auto"
+    rotary_qk_norm: Annotated[
+        Literal["auto", "reference", "triton"], Meta(description="rotation and norm of q and k")
+    ] = "auto"
+    attention: Annotated[
+        Literal["auto", "reference", "blocked", "varlen", "triton"],
+        Meta(description="causal attention in a window"),
+    ] = "auto"
+    relu_squared_mlp: Annotated[
+        Literal["auto", "reference", "keep-output", "triton"], Meta(description="the MLP")
+    ] = "auto"
+    linear_cross_entropy: Annotated[
+        Literal["auto", "reference", "chunked", "triton"], Meta(description="head and loss")
+    ] = "auto"
+    muon_direction: Annotated[
+        Literal["auto", "reference", "in-place", "triton"], Meta(description="momentum and MuonEq")
+    ] = "auto"
+    polar_express: Annotated[
+        Literal["auto", "reference", "two-forms", "triton"], Meta(description="the polar step")
+    ] = "auto"
+    muon_update: Annotated[
+        Literal["auto", "reference", "in-place", "triton"], Meta(description="Muon+, NorMuon, decay, update")
+    ] = "auto"
+    adamw: Annotated[Literal["auto", "reference", "fused", "triton"], Meta(description="AdamW's step")] = (
+        "auto"
+    )
+    bigram_residual: Annotated[
+        Literal["auto", "reference", "sorted", "triton"], Meta(description="bigram look-up and sum")
+    ] = "auto"
+    fp8_linear: Annotated[
+        Literal["auto", "reference", "scaled-mm", "triton"], Meta(description="products in fp8")
+    ] = "auto"
 
 
 class Compile(Table, frozen=True, kw_only=True):
     """[compile]: torch.compile of the trunk and of the loss's pass over the logits."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Meta(description="where the device compiles")] = True
     mode: Annotated[
         Literal["default", "max-autotune-no-cudagraphs"], Meta(description="torch.compile's mode")
     ] = "default"
@@ -204,8 +258,14 @@ class Compile(Table, frozen=True, kw_only=True):
 class Data(Table, frozen=True, kw_only=True):
     """[data]: which text. `shards` counts training shards of a manifest's dataset."""
 
-    dataset: Annotated[str, Meta(pattern=r"^(folder:)?[a-z0-9][a-z0-9._-]{0,63}\Z")] = "climbmix"
-    shards: Annotated[int, Meta(ge=1, le=100_000)] = 170
+    dataset: Annotated[
+        str,
+        Meta(
+            pattern=r"^(folder:)?[a-z0-9][a-z0-9._-]{0,63}\Z",
+            description="stdlib, a manifest's name, or folder: and a folder of shards under the data folder",
+        ),
+    ] = "climbmix"
+    shards: Annotated[int, Meta(ge=1, le=100_000, description="training shards, the first of them")] = 170
     tokenizer_chars: Annotated[Count, Meta(description="characters the tokenizer trains on")] = 2_000_000_000
 
 
@@ -221,13 +281,13 @@ class Eval(Table, frozen=True, kw_only=True):
 class Log(Table, frozen=True, kw_only=True):
     """[log]: how often the loss is read back; in between the device is not waited for."""
 
-    every_steps: Annotated[int, Meta(ge=1, le=10**6)] = 1
+    every_steps: Annotated[int, Meta(ge=1, le=10**6, description="steps from one read to the next")] = 1
 
 
 class Checkpoint(Table, frozen=True, kw_only=True):
-    """[checkpoint]: how often a resumable state is written, 0 for never."""
+    """[checkpoint]: how often a resumable state is written during the run; the end's always is."""
 
-    every_steps: Annotated[int, Meta(ge=0, le=10**9)] = 0
+    every_steps: Annotated[int, Meta(ge=0, le=10**9, description="steps; 0: only at the end")] = 0
 
 
 class Recipe(Table, frozen=True, kw_only=True):

@@ -235,6 +235,8 @@ LABELS = {
     "batch.tokens": "batch",
     "loss.z_loss": "z-loss",
     "precision.compute": "",
+    "precision.initial_loss_scale": "loss scale from",
+    "precision.loss_scale_growth_steps": "loss scale doubles after",
     "precision.fp8": "fp8",
     "compile.enabled": "compile",
     "compile.manual_gc_every_steps": "garbage every",

@@ -19,6 +19,8 @@ counted at every step.
 | manual_gc | share of the steps after which garbage was collected |
 | z_loss | its mean share of the loss on the validation tokens |
 | fp8 | share of the FLOPs of products with parameters |
+| loss_scaling | binary logarithm of the last scale: 0 where losses are no longer multiplied |
+| steps_not_skipped | share of the steps whose gradients did not overflow float16 |
 """
 
 from __future__ import annotations
@@ -58,6 +60,10 @@ def activity(plan: Plan, trainer: Trainer, prepared: Prepared) -> dict[str, floa
         counters["z_loss"] = _z_loss_share(trainer, prepared)
     if plan.recipe.precision.fp8 != "off":
         counters["fp8"] = fp8_share(plan.model)
+    if trainer.scaler is not None:
+        _, skipped, seen = trainer.scaler.counts.tolist()
+        counters["loss_scaling"] = float(trainer.scaler.scale.log2())
+        counters["steps_not_skipped"] = 1.0 - skipped / max(seen, 1)
     return counters
 
 

@@ -46,7 +46,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What the tensors do not say of their model."""
 
     model: ModelConfig
-    compute_dtype: Literal["float32", "bfloat16"]
+    compute_dtype: Literal["float32", "bfloat16", "float16"]
     tokenizer_sha256: str
 
 
@@ -166,6 +166,8 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors = {f"model.{name}": param.detach() for name, param in trainer.model.named_parameters()}
     if trainer.clip is not None:
         tensors["clip.counts"] = trainer.clip.counts
+    if trainer.scaler is not None:
+        tensors |= {"scaler.scale": trainer.scaler.scale, "scaler.counts": trainer.scaler.counts}
     for group in optimizer.param_groups:
         for i, param in enumerate(group["params"]):
             for key, value in optimizer.whole_state(group, param).items():
@@ -184,6 +186,9 @@ def restore(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
     rest, optimizer = dict(tensors), trainer.optimizer
     if trainer.clip is not None:
         trainer.clip.counts.copy_(_take(rest, "clip.counts", (2,)))
+    if trainer.scaler is not None:
+        trainer.scaler.scale.copy_(_take(rest, "scaler.scale", ()))
+        trainer.scaler.counts.copy_(_take(rest, "scaler.counts", (3,)))
     for name, param in trainer.model.named_parameters():
         param.data.copy_(_take(rest, f"model.{name}", tuple(param.shape)))
     for group in optimizer.param_groups:

@@ -15,6 +15,7 @@ from bench.spec.batch_ramp import BatchRamp
 from bench.training.ranks import ALONE
 from model.gpt import GPT
 from model.optimizers.combined import MuonAdamW
+from model.optimizers.loss_scaler import LossScaler
 from model.optimizers.qk_clip import QKClip
 from model.schedule import ScheduleConfig, StepScales, of_smaller_batch, scales_at
 
@@ -46,10 +47,15 @@ class CheckpointDue(NamedTuple):
     step: int
 
 
+NOT_FINITE = "its loss or its weights are not finite"
+SCALE_EXHAUSTED = "its gradients overflow float16 whatever the loss is multiplied by"
+
+
 class Diverged(NamedTuple):
-    """The loss of `step`, or a weight after it, is not finite; the generator ends here."""
+    """The run cannot go on after `step`; the generator ends here. `reason` completes "at that step ..."."""
 
     step: int
+    reason: str = NOT_FINITE
 
 
 Event = StepsDone | EvalDue | StateDue | CheckpointDue | Diverged
@@ -69,13 +75,17 @@ class LoopConfig(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """What trains: `trunk` is `model`, compiled or not; `clip` acts on the weights after each step."""
+    """What trains: `trunk` is `model`, compiled or not; `clip` acts on the weights after each step.
+
+    `scaler` keeps gradients within float16 and has the optimizer leave a step out where they are not.
+    """
 
     model: GPT
     trunk: Callable[[Tensor], Tensor]
     optimizer: MuonAdamW
     clip: QKClip | None = None
     z_loss: float = 0.0
+    scaler: LossScaler | None = None
 
 
 class _Unread(NamedTuple):
@@ -134,10 +144,10 @@ def train(
         if config.collect_every_steps and step % config.collect_every_steps == 0:
             gc.collect()
         if step % config.log_every_steps == 0 or _due(step, config):
-            if not (yield from _read_back(step, unread, mean)):
+            if not (yield from _read_back(trainer, step, unread, mean)):
                 return
             unread = []
-    if unread and not (yield from _read_back(step, unread, mean)):
+    if unread and not (yield from _read_back(trainer, step, unread, mean)):
         return
     if step > first_step and not _has_finite_weights(trainer.model):
         yield Diverged(step)
@@ -156,9 +166,9 @@ def _due(step: int, config: LoopConfig) -> list[Event]:
 
 
 def _read_back(
-    step: int, unread: list[_Unread], mean: Callable[[Tensor], Tensor]
+    trainer: Trainer, step: int, unread: list[_Unread], mean: Callable[[Tensor], Tensor]
 ) -> Generator[Event, None, bool]:
-    """The steps' losses up to the first that is not finite; whether all were finite."""
+    """The steps' losses up to the first that is not finite; whether the run goes on."""
     losses: list[float] = mean(torch.stack([each.loss for each in unread])).tolist()
     num_finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     last = step - len(losses) + num_finite
@@ -169,7 +179,11 @@ def _read_back(
         )
     if num_finite < len(losses):
         yield Diverged(last + 1)
-    return num_finite == len(losses)
+        return False
+    if trainer.scaler is not None and trainer.scaler.is_exhausted():
+        yield Diverged(step, SCALE_EXHAUSTED)
+        return False
+    return True
 
 
 def _has_finite_weights(model: GPT) -> bool:
@@ -182,9 +196,10 @@ def _step(trainer: Trainer, batches: Iterator[Batch], accumulation: int, scales:
     total = None
     for _ in range(accumulation):
         loss = batch_loss(trainer, next(batches)) / accumulation
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaled = loss if trainer.scaler is None else trainer.scaler.scaled(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
         total = loss.detach() if total is None else total + loss.detach()
-    trainer.optimizer.step(scales)
+    trainer.optimizer.step(scales, None if trainer.scaler is None else trainer.scaler.unscale_())
     if trainer.clip is not None:
         trainer.clip()
     trainer.optimizer.zero_grad(set_to_none=True)

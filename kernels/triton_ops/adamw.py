@@ -132,7 +132,7 @@ def adamw_(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
-    step: int,
+    step: int | Tensor,
     *,
     lr: float,
     betas: tuple[float, float],
@@ -141,8 +141,10 @@ def adamw_(
 ) -> None:
     """One decoupled AdamW step of each parameter, in place. Reference: `reference.adamw_`.
 
-    Moments are float32, parameters and gradients float32 or bf16.
+    Moments are float32, parameters and gradients float32 or bf16, the step count is the host's.
     """
+    if isinstance(step, Tensor):
+        raise TypeError("step: a tensor, expected a number: bias corrections are computed on the host")
     require_adamw(params, grads, exp_avgs, exp_avg_sqs, step, (torch.float32,))
     tensors = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs))
     _adamw_(*tensors, step, lr, *betas, eps, weight_decay)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kernels.dispatch import Kernels
 from model.optimizers.adamw import adamw_step_
+from model.optimizers.loss_scaler import Skip
 from model.optimizers.muon import muon_step_, shape_lr_scale, state_shapes
 from model.schedule import StepScales
 
@@ -63,8 +64,12 @@ class MuonAdamW(torch.optim.Optimizer):
                 group["step"] = 0
 
     @torch.no_grad()
-    def step(self, scales: StepScales) -> None:  # type: ignore[override]
-        """One step in place with this step's multipliers and momentum; gradients are consumed."""
+    def step(self, scales: StepScales, skip: Skip | None = None) -> None:  # type: ignore[override]
+        """One step in place with this step's multipliers and momentum; gradients are consumed.
+
+        Args:
+            skip: whether the device leaves the whole step out, on all ranks alike (`LossScaler`).
+        """
         groups = self.param_groups
         reduced = [self._reduce_muon(g) if g["kind"] == "muon" else self._reduce_adamw(g) for g in groups]
         gathers: list[dist.Work] = []
@@ -72,7 +77,7 @@ class MuonAdamW(torch.optim.Optimizer):
             for work in works:
                 work.wait()
             step = self._step_muon if group["kind"] == "muon" else self._step_adamw
-            gathers += step(group, slices, scales)
+            gathers += step(group, slices, scales, skip)
         for gather in gathers:
             gather.wait()
 
@@ -92,12 +97,14 @@ class MuonAdamW(torch.optim.Optimizer):
             slices.append(grad)
         return slices, works
 
-    def _step_adamw(self, group: dict[str, Any], grads: list[Tensor], scales: StepScales) -> list[dist.Work]:
+    def _step_adamw(
+        self, group: dict[str, Any], grads: list[Tensor], scales: StepScales, skip: Skip | None
+    ) -> list[dist.Work]:
         self._average(grads)
         params = [self._own_rows(param) for param in group["params"]]
         states = [self.state[param] for param in group["params"]]
         lr = group["base_lr"] * scales.learning_rate
-        adamw_step_(params, grads, states, self.kernels, group, lr=lr)
+        adamw_step_(params, grads, states, self.kernels, group, lr=lr, skip=skip)
         return [
             self._start(all_gather, param.data, own.clone())
             for param, own in zip(group["params"], params, strict=True)
@@ -128,7 +135,9 @@ class MuonAdamW(torch.optim.Optimizer):
             param.data = place
         return stack_SMP
 
-    def _step_muon(self, group: dict[str, Any], grads: list[Tensor], scales: StepScales) -> list[dist.Work]:
+    def _step_muon(
+        self, group: dict[str, Any], grads: list[Tensor], scales: StepScales, skip: Skip | None
+    ) -> list[dist.Work]:
         self._average(grads)
         params = group["params"]
         stack_SMP = self._stacks[params[0]]
@@ -148,6 +157,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 weight_decay=group["base_weight_decay"] * scales.weight_decay,
                 polar_dtype=self.polar_dtype,
                 constants=group,
+                skip=skip,
             )
         if self.world_size == 1:
             return []

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.dispatch import Kernels
 from kernels.reference import neuron_dim
+from model.optimizers.loss_scaler import Skip, unchanged_if
 
 
 def muon_step_(
@@ -25,6 +26,7 @@ def muon_step_(
     weight_decay: float,
     polar_dtype: torch.dtype,
     constants: dict[str, Any],
+    skip: Skip | None = None,
 ) -> None:
     """One step in place; float32 but for the polar iteration.
 
@@ -32,23 +34,27 @@ def muon_step_(
         state: "momentum" [S, M, P] and, where `beta2` > 0, "second_moment" [S, M, 1] or [S, 1, P].
         lr: already scaled for the shape (`shape_lr_scale`).
         constants: of the group: "beta2", "polar_steps", "polar_norm_scale", "equilibrate", "renormalise".
+        skip: whether the device leaves the step out.
     """
     if not state:
         for name, shape in state_shapes(params_SMP[0], constants["beta2"]).items():
             state[name] = params_SMP.new_zeros((len(params_SMP), *shape))
-    direction_SMP = kernels.muon_direction(grads_SMP, state["momentum"], momentum, constants["equilibrate"])
-    update_SMP = kernels.polar_express(
-        direction_SMP.to(polar_dtype), constants["polar_steps"], constants["polar_norm_scale"]
-    )
-    kernels.muon_update(
-        params_SMP,
-        update_SMP,
-        state.get("second_moment"),
-        lr=lr,
-        weight_decay=weight_decay,
-        beta2=constants["beta2"],
-        renormalise=constants["renormalise"],
-    )
+    with unchanged_if(skip, [params_SMP, *state.values()]):
+        direction_SMP = kernels.muon_direction(
+            grads_SMP, state["momentum"], momentum, constants["equilibrate"]
+        )
+        update_SMP = kernels.polar_express(
+            direction_SMP.to(polar_dtype), constants["polar_steps"], constants["polar_norm_scale"]
+        )
+        kernels.muon_update(
+            params_SMP,
+            update_SMP,
+            state.get("second_moment"),
+            lr=lr,
+            weight_decay=weight_decay,
+            beta2=constants["beta2"],
+            renormalise=constants["renormalise"],
+        )
 
 
 def state_shapes(param_MP: Tensor, beta2: float) -> dict[str, tuple[int, int]]:

@@ -104,17 +104,20 @@ def test_a_peak_of_zero_is_never_reported() -> None:
 @pytest.mark.parametrize(
     ("version", "is_refused"), [("2.11.0", True), ("2.12.1", True), ("2.13.0", False), ("2.14.0", False)]
 )
-def test_bfloat16_on_mps_starts_at_2_13(version: str, is_refused: bool) -> None:
+def test_half_precision_on_mps_starts_at_2_13(version: str, is_refused: bool) -> None:
     device, _, _ = open_fake_mps(version)
     assert device.compute_dtype("float32") == torch.float32
     if is_refused:
-        with pytest.raises(PlanRefused, match="#195910"):
-            device.compute_dtype("bfloat16")
+        for name in ("bfloat16", "float16"):
+            with pytest.raises(PlanRefused, match="#195910") as caught:
+                device.compute_dtype(name)
+            assert caught.value.hint == "use float32"
     else:
         assert device.compute_dtype("bfloat16") == torch.bfloat16
+        assert device.compute_dtype("float16") == torch.float16
 
 
-@pytest.mark.parametrize("name", ["float16", "float64", "fp32"])
+@pytest.mark.parametrize("name", ["float64", "fp32"])
 def test_other_dtypes_are_refused(name: str) -> None:
     with pytest.raises(PlanRefused) as caught:
         open_device("cpu").compute_dtype(name)

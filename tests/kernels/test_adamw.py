@@ -112,3 +112,24 @@ def test_it_compiles_whole() -> None:
         outcomes.append([*chain(*tensors)])
     for eager, compiled in zip(*outcomes, strict=True):
         torch.testing.assert_close(compiled, eager)
+
+
+@pytest.mark.parametrize("name", ["reference", "fused"])
+@pytest.mark.parametrize("betas", [(0.8, 0.95), (0.9, 0.999), (0.0, 0.0)])
+@pytest.mark.parametrize("step", [1, 2, 1000])
+def test_a_step_may_be_counted_on_the_device(name: str, betas: tuple[float, float], step: int) -> None:
+    function = implementation("adamw", name)
+    generator = torch.Generator().manual_seed(step)
+    numbered = [[torch.rand(5, 3, generator=generator) + 0.1] for _ in range(4)]
+    counted = [[tensor.clone() for tensor in tensors] for tensors in numbered]
+    options = {"lr": 0.02, "betas": betas, "eps": 1e-10, "weight_decay": 0.1}
+    function(*numbered, step, **options)
+    function(*counted, torch.tensor(step), **options)
+    for (one,), (other,) in zip(numbered, counted, strict=True):
+        torch.testing.assert_close(other, one, rtol=0.0 if name == "fused" else 1e-6, atol=0.0)
+
+
+def test_a_step_count_on_the_device_is_one_number() -> None:
+    tensors = [[torch.ones(2)] for _ in range(4)]
+    with pytest.raises(ValueError, match="step"):
+        implementation("adamw", "fused")(*tensors, torch.ones(2), **NUMBERS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 from kernels.choices import choose
 from kernels.dispatch import bind
 from model.optimizers.combined import MuonAdamW
+from model.optimizers.loss_scaler import LossScaler
 from model.schedule import StepScales
 
 NUM_STEPS = 3
@@ -69,7 +72,7 @@ def give(params: list[list[nn.Parameter]], grads: list[list[torch.Tensor]]) -> N
             param.grad = grad.clone()
 
 
-def run_rank(rank: int, folder: str) -> None:
+def run_rank(rank: int, folder: str, steps: Callable[[int, Any], dict[str, Any]] | None = None) -> None:
     """Join the others; for each world size, take the steps on this rank's gradients and save the outcome."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -78,7 +81,7 @@ def run_rank(rank: int, folder: str) -> None:
     for world_size in WORLD_SIZES:
         group = dist.new_group(list(range(world_size)))
         if rank < world_size:
-            torch.save(steps_of_rank(rank, group), Path(folder) / f"{world_size}-{rank}.pt")
+            torch.save((steps or steps_of_rank)(rank, group), Path(folder) / f"{world_size}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -91,6 +94,21 @@ def steps_of_rank(rank: int, process_group: dist.ProcessGroup) -> dict[str, Any]
         give(params, gradients(step, rank))
         ours.step(scales(step))
     return {"params": [[p.data for p in group] for group in params], "momenta": momenta(params, ours)}
+
+
+def scaled_steps_of_rank(rank: int, process_group: dist.ProcessGroup) -> dict[str, Any]:
+    """The parameters after steps of which the last rank spoils the second, and the scaler's state."""
+    params = parameters()
+    ours = optimizer(params, process_group)
+    scaler = LossScaler(chain(*params), 1024.0, 2000, process_group)
+    for step in range(NUM_STEPS):
+        give(params, [[grad * scaler.scale for grad in group] for group in gradients(step, rank)])
+        if step == 1 and rank == process_group.size() - 1:
+            assert params[-1][0].grad is not None
+            params[-1][0].grad[0, 0] = float("inf")
+        ours.step(scales(step), scaler.unscale_())
+    outcome: dict[str, Any] = {"params": [[p.data for p in group] for group in params]}
+    return outcome | {"counts": scaler.counts.tolist(), "scale": float(scaler.scale)}
 
 
 def momenta(params: list[list[nn.Parameter]], ours: MuonAdamW) -> list[torch.Tensor]:

@@ -105,7 +105,7 @@ TOMLS = st.builds(
     ),
     st.sampled_from(['"auto"', "524288", "65536", "1000000", "819200"]),
     st.sampled_from(['"auto"', "1", "4", "3"]),
-    st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from(["float32", "bfloat16", "float16"]),
 )
 MACHINES = st.sampled_from(
     [(CPU, 1), (H100X8, 8), (msgspec.structs.replace(H100X8, device_memory_bytes=2**31), 8)]

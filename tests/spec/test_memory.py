@@ -52,3 +52,19 @@ def test_models_beyond_counting_are_refused() -> None:
     toml = "[model]\ndepth = 128\naspect_ratio = 1024\nhead_dim = 8\nsequence_length = 65536\n"
     with pytest.raises(PlanRefused, match="bytes"):
         plan(toml + "[horizon]\niterations = 1\n[batch]\ntokens = 70368744177664\ndevice_sequences = 65536")
+
+
+def test_float16_is_counted_with_two_bytes_whole_logits_and_what_a_skip_keeps() -> None:
+    config = model_config(recipe("[model]\ndepth = 12"))
+    sizes = {
+        dtype: estimate_memory(config, dtype, 4, "cuda", 1) for dtype in ("float16", "bfloat16", "float32")
+    }
+    half, brain, whole = sizes.values()
+    assert brain.activations_bytes == whole.activations_bytes // 2
+    squared = 2 * 4 * config.width * 12 * 4 * 2048  # what the squares were taken of, a token and layer
+    assert half.activations_bytes == brain.activations_bytes + squared
+    assert half.weights_bytes == brain.weights_bytes
+    assert half.loss_bytes - 8 * config.vocab_padded * config.width == 18 * 4 * 2048 * config.vocab_size
+    assert half.optimizer_bytes - brain.optimizer_bytes == max(
+        12 * config.vocab_padded * config.width, 8 * 12 * 4 * config.width**2
+    )

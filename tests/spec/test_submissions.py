@@ -101,6 +101,7 @@ CONTROLLED: dict[str, tuple[str, dict[str, Any]]] = {
     "d4-tied": ("d4", {"model.tied_embeddings": True}),
     "d4-gqa": ("quick", {"model.kv_group": 2}),
     "d4-mqa": ("d4", {"model.kv_group": 2}),
+    "d4-fp16": ("d4", {"precision.compute": "float16"}),
     "d4-fp8-tensorwise": ("d4", FP8),
     "d4-fp8-rowwise": ("d4", {"precision.fp8": "rowwise"}),
     "d4-cosine": ("d4", {"schedule.warmdown_shape": "cosine"}),

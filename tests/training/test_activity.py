@@ -12,6 +12,7 @@ import torch
 
 from bench.data.loader import Loader
 from bench.data.prepared import Prepared
+from bench.host.device import open_device
 from bench.spec.plan import Plan
 from bench.training import checkpoint
 from bench.training.activity import activity
@@ -51,7 +52,9 @@ LEVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gated attention": ("attention_gate", {"model": {"attention_gate_channels": 12}}),
     "fp8": ("fp8", {"precision": {"fp8": "tensorwise", "fp8_min_dim": 32}}),
     "fp8 by row": ("fp8", {"precision": {"fp8": "rowwise", "fp8_min_dim": 32}}),
+    "float16": ("loss_scaling", {"precision": {"compute": "float16"}}),
 }
+BESIDE = {"loss_scaling": {"steps_not_skipped"}}  # counters that come with another
 ALWAYS_ON = {"value_embeddings", "smear", "backout", "normuon", "cautious_decay"}
 levers = pytest.mark.parametrize(("counter", "changes"), LEVERS.values(), ids=LEVERS)
 
@@ -65,7 +68,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def built(root: Path, **changes: Any) -> tuple[Plan, Trainer]:
     """The tiny recipe's plan and trainer, always from the same seed."""
     plan = tiny.request(tiny.checkout(root, root, **changes)).plan
-    trainer = build_trainer(plan, CPU, torch.float32, seed=5)
+    dtype = open_device("cpu").compute_dtype(plan.recipe.precision.compute)
+    trainer = build_trainer(plan, CPU, dtype, seed=5)
     warm_up(trainer, plan.device_sequences, plan.model.sequence_length, CPU)
     return plan, trainer
 
@@ -101,7 +105,7 @@ def test_a_lever_acts_and_learns(
     plan, trainer = built(tmp_path, **changes)
     seen = losses(trainer, plan, prepared, 0, STEPS)
     found = activity(plan, trainer, prepared)
-    assert found.keys() == ALWAYS_ON | {counter}
+    assert found.keys() == ALWAYS_ON | {counter} | BESIDE.get(counter, set())
     assert all(math.isfinite(value) for value in found.values())
     assert found[counter] > 0.0
     assert seen[-1] < seen[0]

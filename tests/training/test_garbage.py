@@ -93,13 +93,19 @@ class Readings(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("clip", ["off", "weight_rms", "logit"])
+@pytest.mark.parametrize(
+    ("clip", "compute"),
+    [("off", "float32"), ("weight_rms", "float32"), ("logit", "float32"), ("off", "float16")],
+)
 def test_a_step_reads_nothing_back(
-    tmp_path: Path, prepared: Prepared, clip: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, prepared: Prepared, clip: str, compute: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is logged is read when it is due: every third step here."""
     plan, trainer = built(
-        tmp_path, optimizer={"muon": {"qk_clip": clip, "qk_clip_tau": 0.5}}, log={"every_steps": 3}
+        tmp_path,
+        optimizer={"muon": {"qk_clip": clip, "qk_clip_tau": 0.5}},
+        log={"every_steps": 3},
+        precision={"compute": compute},
     )
     real, counts = loop._step, []
 

@@ -50,7 +50,7 @@ def load_checkpoint(path: Path, device: Device) -> Loaded:
     if not tensors.is_file() or sha256_file(tensors) != state.tensors_sha256:
         raise DataError(f"{tensors} is missing or not what state.json says", "take an older checkpoint")
     dtype = device.compute_dtype(described.compute_dtype)
-    kernels = bind(choose(device.kind), compiled=False)
+    kernels = bind(choose(device.kind, dtype=described.compute_dtype), compiled=False)
     model = build(described.model, dtype, kernels, device.torch_device, seed=0)
     _fill(model, tensors)
     return Loaded(model, tokenizer, state.step)

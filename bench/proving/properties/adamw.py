@@ -98,7 +98,7 @@ def draw_step(data: Any) -> int:
 
 
 def run(
-    function: Callable[..., None], problem: Problem, constants: Constants, step: int, steps: int = 1
+    function: Callable[..., None], problem: Problem, constants: Constants, step: int | Tensor, steps: int = 1
 ) -> Problem:
     """What all tensors become; the arguments stay as they are."""
     changed = Problem(*([twin(tensor) for tensor in tensors] for tensors in problem))
@@ -213,6 +213,27 @@ def parameters_do_not_know_each_other(subject: Subject, data: Any) -> float:
     return 0.0
 
 
+def a_step_counted_on_the_device_is_the_same_step(subject: Subject, data: Any) -> float:
+    """A count that only the device knows gives what the number gives; Triton's refuses it."""
+    problem, constants, step = draw_problem(data, subject), draw_constants(data), draw_step(data)
+    expected = run(subject.function, problem, constants, step)
+    counted = torch.tensor(step, device=subject.device)
+    if subject.implementation == "triton":
+        try:
+            run(subject.function, problem, constants, counted)
+        except TypeError:
+            return 0.0
+        raise AssertionError("a step count on the device was taken for a number")
+    actual = run(subject.function, problem, constants, counted)
+    return max(
+        error_ratio(ours, theirs, theirs.double(), ulps=8.0, scale=largest(was))
+        for name in ("params", "exp_avgs", "exp_avg_sqs")
+        for ours, theirs, was in zip(
+            *(getattr(each, name) for each in (actual, expected, problem)), strict=True
+        )
+    )
+
+
 def gradients_are_left_alone(subject: Subject, data: Any) -> float:
     """Gradients, and what lies around all tensors, stay as they are."""
     problem, constants, step = draw_problem(data, subject), draw_constants(data), draw_step(data)
@@ -247,6 +268,7 @@ PROPERTIES: tuple[Property, ...] = (
     the_first_step_is_the_learning_rate_long,
     a_constant_gradient_is_its_own_average,
     parameters_do_not_know_each_other,
+    a_step_counted_on_the_device_is_the_same_step,
     gradients_are_left_alone,
     rounding_has_no_bias,
 )

@@ -20,6 +20,7 @@ from bench.proving.drawing import (
     fenced,
     gradients,
     leaf,
+    scales_in,
     sizes,
 )
 from bench.proving.property import Property
@@ -60,7 +61,7 @@ def draw_problem(subject: Subject, data: Any) -> Problem:
     wide = accumulation_dtype(torch.empty((), dtype=dtype))
     return Problem(
         draw_tensor(data, (B, T, D), dtype, subject.device),
-        draw_tensor(data, (R, D), wide, subject.device),
+        draw_tensor(data, (R, D), wide, subject.device, scales=scales_in(dtype)),
         fenced(ids, subject.device, data.draw(st.sampled_from(LAYOUTS), label="layout of ids")),
         torch.tensor(data.draw(st.sampled_from(STRENGTHS), label="s"), dtype=wide, device=subject.device),
     )

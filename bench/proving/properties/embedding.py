@@ -20,6 +20,7 @@ from bench.proving.drawing import (
     fenced,
     gradients,
     leaf,
+    scales_in,
     sizes,
 )
 from bench.proving.property import Property
@@ -56,7 +57,7 @@ def draw_problem(subject: Subject, data: Any) -> Problem:
     dtype = data.draw(st.sampled_from(subject.dtypes), label="dtype")
     V, D = data.draw(sizes(LARGEST_TABLE), label="V"), data.draw(sizes(130), label="D")
     empty = torch.empty((), dtype=dtype)
-    weight = draw_tensor(data, (V, D), accumulation_dtype(empty), subject.device)
+    weight = draw_tensor(data, (V, D), accumulation_dtype(empty), subject.device, scales=scales_in(dtype))
     return Problem(weight, draw_tokens(data, V, subject.device), dtype)
 
 

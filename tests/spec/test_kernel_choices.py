@@ -1,0 +1,72 @@
+"""Which kernels a plan uses: by the model's levers, the device and the dtype; and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.proving.subject import IN_FLOAT16
+from bench.spec.kernel_choices import kernel_choices
+from bench.spec.plan import model_config
+from kernels.choices import IMPLEMENTATIONS, OPTIMIZER_OPS, REFERENCE, dtype_given, runs_in_float16
+from tests.spec.recipes import CPU, H100X8, plan, recipe
+
+FLOAT16 = "[precision]\ncompute = 'float16'\n"
+EVERY_OP = "[model.bigram]\nfactor = 5\n"
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mps", "cuda"])
+def test_in_float16_only_what_is_proved_in_it_is_chosen(kind: str) -> None:
+    """Or a reference; or what is given float32."""
+    made = recipe(EVERY_OP + FLOAT16)
+    choices = kernel_choices(made, model_config(made), kind)
+    assert {choice.op for choice in choices} == set(IMPLEMENTATIONS) - {"fp8_linear"}
+    for choice in choices:
+        assert runs_in_float16(choice)
+        if choice.op not in OPTIMIZER_OPS and choice.implementation != REFERENCE:
+            assert (choice.op, choice.implementation) in IN_FLOAT16
+    assert {choice.op: choice.implementation for choice in choices}["adamw"] == "fused"
+
+
+def test_in_other_dtypes_nothing_changes() -> None:
+    made = recipe(EVERY_OP)
+    for kind in ("cpu", "mps", "cuda"):
+        bfloat16 = kernel_choices(made, model_config(made), kind)
+        whole = recipe(EVERY_OP + "[precision]\ncompute = 'float32'\n")
+        assert kernel_choices(whole, model_config(whole), kind) == bfloat16
+    chosen = {choice.op: choice.implementation for choice in bfloat16}
+    assert chosen["attention"] == "varlen"
+    assert chosen["linear_cross_entropy"] == "triton"
+
+
+@pytest.mark.parametrize(
+    ("table", "refusal"),
+    [
+        ("[kernels]\nattention = 'varlen'\n", "kernels.attention: varlen is not proved in float16"),
+        ("[kernels]\nadamw = 'triton'\n", "kernels.adamw: triton is not proved in float16"),
+        ("[kernels]\nmix_rms_norm = 'triton'\n", "kernels.mix_rms_norm: triton is not proved in float16"),
+        ("[kernels]\nlinear_cross_entropy = 'chunked'\n", "kernels.linear_cross_entropy: chunked is not"),
+    ],
+)
+def test_what_is_asked_for_and_not_proved_in_float16_is_refused(table: str, refusal: str) -> None:
+    [found] = plan(table + FLOAT16, H100X8).refusals
+    assert found.startswith(refusal)
+    assert not plan(table, H100X8).refusals
+
+
+def test_fp8_beside_float16_is_refused() -> None:
+    [found] = plan(FLOAT16 + "fp8 = 'tensorwise'\n", H100X8).refusals
+    assert found.startswith("precision.fp8 with float16")
+
+
+def test_what_the_muon_step_asks_of_triton_may_run() -> None:
+    """It is given float32."""
+    table = "[kernels]\nmuon_update = 'triton'\npolar_express = 'triton'\nmuon_direction = 'triton'\n"
+    assert not plan(table + FLOAT16, H100X8).refusals
+    assert len(plan(table + FLOAT16, CPU).refusals) >= 3
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_the_optimizer_is_given_float32(op: str) -> None:
+    assert dtype_given(op, "float16") == ("float32" if op in OPTIMIZER_OPS else "float16")
+    assert dtype_given(op, "bfloat16") == "bfloat16"
+    assert dtype_given(op, "float32") == "float32"
