@@ -244,16 +244,8 @@ def make_plan(
         predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
         kernels=[choice._asdict() for choice in kernel_choices(recipe, config, machine.device_kind)],
-        refusals=refusals
-        + why_not
-        + _other_devices(world, track)
-        + _refusals(recipe, config, iterations, memory, machine, track),
+        refusals=refusals + why_not + _refusals(recipe, config, iterations, memory, machine, track, world),
     )
-
-
-def _other_devices(world: int, track: NamedTrack) -> list[str]:
-    count = track.track.hardware.device_count
-    return [] if world == count else [f"track {track.name} takes {count} device(s), this plan is for {world}"]
 
 
 def _refuse_the_impossible(target: int, memory: MemoryEstimate) -> None:
@@ -331,9 +323,12 @@ def _refusals(
     memory: MemoryEstimate,
     machine: PlanMachine,
     track: NamedTrack,
+    world: int,
 ) -> list[str]:
     refusals = []
-    needed = track.track.hardware.machine_class
+    count, needed = track.track.hardware.device_count, track.track.hardware.machine_class
+    if world != count:
+        refusals.append(f"track {track.name} takes {count} device(s), this plan is for {world}")
     if machine.machine_class != needed:
         refusals.append(
             f"track {track.name} is for a machine of class {needed}, this is {machine.machine_class}"
