@@ -18,7 +18,8 @@ from bench.host.facts import MachineFacts
 from bench.host.machine import detect
 from bench.perf import PERF_MODEL, PERF_ROWS, unscaled_plan
 from bench.spec.parallel import Links, Parallel, predict
-from bench.spec.plan import Plan, PlanMachine
+from bench.spec.plan import Plan
+from bench.spec.plan_machine import PlanMachine
 from bench.spec.recipe import Batch as BatchTable
 from bench.spec.recipe import Compile, Data, Horizon, Recipe
 from bench.spec.workspace import Workspace

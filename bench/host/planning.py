@@ -16,7 +16,8 @@ from bench.host.machine import detect, hardware_class
 from bench.host.mps import mps_refusals
 from bench.host.peaks import device_of_class, known_device
 from bench.spec.parallel import Links
-from bench.spec.plan import Plan, PlanMachine, make_plan
+from bench.spec.plan import Plan, make_plan
+from bench.spec.plan_machine import PlanMachine
 from bench.spec.submission import Submission, load
 from bench.spec.track import NamedTrack, load_track, load_tracks, on_track
 from bench.spec.workspace import Workspace

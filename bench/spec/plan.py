@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from bench.errors import PlanRefused
 from bench.spec.batch_ramp import BatchRamp, is_on, planned_steps
-from bench.spec.kernel_choices import kernel_choices, kernel_refusals
+from bench.spec.kernel_choices import kernel_choices
 from bench.spec.memory import MemoryEstimate, estimate_memory, fitting_sequences
+from bench.spec.plan_machine import PlanMachine, refusals_of, refuse_the_impossible
 from bench.spec.recipe import Recipe, Schedule
 from bench.spec.scaling import REFERENCE_DEPTH, Rates, batch_tokens, scaled_rates, tau
 from bench.spec.submission import Submission, method_sha256, sha256
@@ -26,23 +26,8 @@ from model.config import (
 from model.flops import flops_per_token, parameters, scaling_parameters
 from model.schedule import ScheduleConfig
 
-MAX_TOKENS = 10**15  # a million times nanochat's speedruns; counts of tokens and bytes below it fit 64 bits
-MAX_BYTES = 2**60
 # The tokenizer's special tokens are the last of its ids, the start of a document first among them.
 NUM_SPECIAL_TOKENS = 9
-
-
-class PlanMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a plan needs to know of a machine; measured or declared by bench.host."""
-
-    device_kind: str
-    device_name: str
-    device_count: int
-    machine_class: str
-    device_memory_bytes: int
-    flops_per_s: float | None  # sustained training rate of all devices
-    rate_source: str
-    compile_refusal: str = ""  # why this device trains eagerly; "" where it compiles
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,12 +196,12 @@ def make_plan(
     target = target_tokens(recipe, config, batch, machine)
     sequences, accumulation, refusals = _rows_at_once(recipe, config, batch, world, machine)
     memory = estimate_memory(config, recipe.precision.compute, sequences, machine.device_kind, world)
-    _refuse_the_impossible(target, memory)
+    refuse_the_impossible(target, memory)
     num_batches = target // batch
     ramp, iterations, why_not = planned_steps(recipe, num_batches, accumulation, batch // accumulation)
+    refusals += why_not + refusals_of(recipe, config, iterations, memory, machine, track, world)
     rates = scaled_rates(recipe, config.width, batch, horizon_ratio)
-    tokens = num_batches * batch
-    total_flops = float(flops_per_token(config) * tokens)
+    total_flops = float(flops_per_token(config) * (tokens := num_batches * batch))
     return Plan(
         recipe_name=submission.name,
         track_name=track.name,
@@ -244,18 +229,8 @@ def make_plan(
         predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
         predicted_dollars=_dollars(seconds, track),
         kernels=[choice._asdict() for choice in kernel_choices(recipe, config, machine.device_kind)],
-        refusals=refusals + why_not + _refusals(recipe, config, iterations, memory, machine, track, world),
+        refusals=refusals,
     )
-
-
-def _refuse_the_impossible(target: int, memory: MemoryEstimate) -> None:
-    """Raise for sizes that no machine has: their plan could not even be written down."""
-    if target > MAX_TOKENS:
-        raise PlanRefused(f"horizon: {target:.3g} tokens, at most {MAX_TOKENS:.3g}", "shorten the horizon")
-    if memory.total_bytes > MAX_BYTES:
-        raise PlanRefused(
-            f"needs {memory.total_bytes:.3g} bytes, no device has", "lower model.depth or the batch"
-        )
 
 
 def _shape_fields(config: ModelConfig) -> dict[str, Any]:
@@ -314,32 +289,3 @@ def _dollars(seconds: float | None, track: NamedTrack) -> float | None:
     if seconds is None or not hardware.dollars_per_device_hour:
         return None
     return seconds / 3600 * hardware.device_count * hardware.dollars_per_device_hour
-
-
-def _refusals(
-    recipe: Recipe,
-    config: ModelConfig,
-    iterations: int,
-    memory: MemoryEstimate,
-    machine: PlanMachine,
-    track: NamedTrack,
-    world: int,
-) -> list[str]:
-    refusals = []
-    count, needed = track.track.hardware.device_count, track.track.hardware.machine_class
-    if world != count:
-        refusals.append(f"track {track.name} takes {count} device(s), this plan is for {world}")
-    if machine.machine_class != needed:
-        refusals.append(
-            f"track {track.name} is for a machine of class {needed}, this is {machine.machine_class}"
-        )
-    choices = kernel_choices(recipe, config, machine.device_kind)
-    refusals += kernel_refusals(recipe, choices, machine.device_kind)
-    if iterations < 1 and recipe.horizon.seconds is None:  # a clock decides by itself how many steps fit
-        refusals.append("the horizon is shorter than one step; lengthen it or lower batch.tokens")
-    if memory.total_bytes > machine.device_memory_bytes:
-        refusals.append(
-            f"needs {memory.total_bytes / 2**30:.1f} GiB, {machine.device_name} has "
-            f"{machine.device_memory_bytes / 2**30:.1f} GiB; lower batch.device_sequences"
-        )
-    return refusals

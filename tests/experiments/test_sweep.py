@@ -24,7 +24,8 @@ from bench.experiments.sweep_plan import SweepPlan, conflicts, coupled, plan_swe
 from bench.experiments.sweep_report import COLUMNS, csv_text, record_row, rows_of, summary
 from bench.experiments.sweep_run import Done, Job, recorded, winner
 from bench.host.planning import rate_key, remember_rate
-from bench.spec.plan import Plan, PlanMachine, make_plan
+from bench.spec.plan import Plan, make_plan
+from bench.spec.plan_machine import PlanMachine
 from bench.spec.submission import Submission, flatten, load
 from bench.spec.track import NamedTrack, load_track
 from bench.spec.workspace import Workspace

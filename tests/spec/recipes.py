@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from bench.spec.plan import Plan, PlanMachine, make_plan
+from bench.spec.plan import Plan, make_plan
+from bench.spec.plan_machine import PlanMachine
 from bench.spec.recipe import Recipe
 from bench.spec.submission import Submission, decode_recipe, flatten, method, method_sha256
 from bench.spec.toml import parse_toml

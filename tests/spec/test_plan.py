@@ -13,12 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import PlanRefused, RecipeError
-from bench.spec.plan import (
-    MAX_TOKENS,
-    Plan,
-    PlanMachine,
-    make_plan,
-)
+from bench.spec.plan import Plan, make_plan
+from bench.spec.plan_machine import MAX_TOKENS, PlanMachine
 from bench.spec.plan_table import plan_table
 from bench.spec.scaling import auto_batch_tokens
 from bench.spec.submission import load
