@@ -226,8 +226,7 @@ def make_plan(
         compiled=recipe.compile.enabled and not machine.compile_refusal,
         memory=memory,
         predicted_peak_bytes=memory.total_bytes,
-        predicted_seconds=(seconds := _predicted_seconds(recipe, total_flops, machine)),
-        predicted_dollars=_dollars(seconds, track),
+        **_cost_fields(recipe, total_flops, machine, track),
         kernels=[choice._asdict() for choice in kernel_choices(recipe, config, machine.device_kind)],
         refusals=refusals,
     )
@@ -276,6 +275,13 @@ def _rows_at_once(
             [f"batch.device_sequences = {asked} does not divide the {rows} rows of a step on a device"],
         )
     return asked, rows // asked, []
+
+
+def _cost_fields(
+    recipe: Recipe, total_flops: float, machine: PlanMachine, track: NamedTrack
+) -> dict[str, Any]:
+    seconds = _predicted_seconds(recipe, total_flops, machine)
+    return {"predicted_seconds": seconds, "predicted_dollars": _dollars(seconds, track)}
 
 
 def _predicted_seconds(recipe: Recipe, total_flops: float, machine: PlanMachine) -> float | None:
