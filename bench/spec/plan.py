@@ -200,7 +200,6 @@ def make_plan(
     num_batches = target // batch
     ramp, iterations, why_not = planned_steps(recipe, num_batches, accumulation, batch // accumulation)
     refusals += why_not + refusals_of(recipe, config, iterations, memory, machine, track, world)
-    rates = scaled_rates(recipe, config.width, batch, horizon_ratio)
     total_flops = float(flops_per_token(config) * (tokens := num_batches * batch))
     return Plan(
         recipe_name=submission.name,
@@ -218,15 +217,13 @@ def make_plan(
         tokens=tokens,
         param_data_ratio=tokens / scaling,
         total_flops=total_flops,
-        **_rate_fields(rates, batch, tokens),
+        **_rate_fields(scaled_rates(recipe, config.width, batch, horizon_ratio), batch, tokens),
         device_sequences=sequences,
         accumulation=accumulation,
         batch_ramp=ramp,
         world_size=world,
         compiled=recipe.compile.enabled and not machine.compile_refusal,
-        memory=memory,
-        predicted_peak_bytes=memory.total_bytes,
-        **_cost_fields(recipe, total_flops, machine, track),
+        **_cost_fields(recipe, total_flops, memory, machine, track),
         kernels=[choice._asdict() for choice in kernel_choices(recipe, config, machine.device_kind)],
         refusals=refusals,
     )
@@ -278,10 +275,15 @@ def _rows_at_once(
 
 
 def _cost_fields(
-    recipe: Recipe, total_flops: float, machine: PlanMachine, track: NamedTrack
+    recipe: Recipe, total_flops: float, memory: MemoryEstimate, machine: PlanMachine, track: NamedTrack
 ) -> dict[str, Any]:
     seconds = _predicted_seconds(recipe, total_flops, machine)
-    return {"predicted_seconds": seconds, "predicted_dollars": _dollars(seconds, track)}
+    return {
+        "memory": memory,
+        "predicted_peak_bytes": memory.total_bytes,
+        "predicted_seconds": seconds,
+        "predicted_dollars": _dollars(seconds, track),
+    }
 
 
 def _predicted_seconds(recipe: Recipe, total_flops: float, machine: PlanMachine) -> float | None:
