@@ -129,10 +129,10 @@ def test_a_model_that_died_has_no_score(space: Workspace, monkeypatch: pytest.Mo
     """Finite weights, but every prediction the same."""
     real = training_run.documents_bpb
 
-    def of_the_dead(model: Any, *arguments: Any) -> Any:
+    def of_the_dead(model: Any, *arguments: Any, **options: Any) -> Any:
         with torch.no_grad():
             model.lm_head.zero_()
-        return real(model, *arguments)
+        return real(model, *arguments, **options)
 
     monkeypatch.setattr(training_run, "documents_bpb", of_the_dead)
     with pytest.raises(VerificationFailed, match="do not depend on the tokens") as caught:

@@ -35,7 +35,7 @@ def test_every_second_is_in_its_category(space: Workspace, monkeypatch: pytest.M
     clock = tiny.Clock()
     tiny.write_recipe(space, eval={"every_steps": 4})
     for owner, name, seconds in (
-        (conductor, "prepared_text", 2.0**-1),
+        (conductor, "text_of", 2.0**-1),
         (conductor, "proofs_for", 2.0**-10),
         (conductor, "build_trainer", 2.0**-2),
         (conductor, "warm_up", 2.0**-3),

@@ -86,7 +86,9 @@ def test_documents_do_not_depend_on_the_order_of_buckets(
 ) -> None:
     bucketed = documents_bpb(exact, prepared, 4, CPU)
     real = bits_per_byte.document_rows
-    monkeypatch.setattr(bits_per_byte, "document_rows", lambda *a, bucket: real(*a, bucket=not bucket))
+    monkeypatch.setattr(
+        bits_per_byte, "document_rows", lambda *a, bucket, **b: real(*a, bucket=not bucket, **b)
+    )
     in_order = documents_bpb(exact, prepared, 4, CPU)
     assert in_order.nats == pytest.approx(bucketed.nats, rel=1e-12)
     assert in_order.num_tokens == bucketed.num_tokens

@@ -43,7 +43,9 @@ def test_the_charts_show_points_fits_and_the_target() -> None:
     text = tokens_chart(infer(of_value(0.3), runs(), TARGET, PARAMS), "folder:x", "val_bpb")
     assert text is not None
     assert "9e+06 tokens, 9 a parameter" in text
-    assert len(list(ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}circle"))) == 4
+    assert (
+        len(list(ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}circle"))) == 4 + 2
+    )  # in the key
 
 
 def test_no_law_has_no_chart() -> None:
