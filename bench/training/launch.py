@@ -85,7 +85,8 @@ def _code_of(codes: Mapping[int, int]) -> int:
     own = [code for _, code in sorted(codes.items()) if code > 0 and code != Interrupted.exit_code]
     if own:
         return own[0]
-    for rank, code in sorted(codes.items()):
-        if code < 0:
-            raise Interrupted(f"rank {rank} was killed by {signal.Signals(-code).name}", RESUME)
+    killed = [(code == -signal.SIGTERM, rank, -code) for rank, code in codes.items() if code < 0]
+    if killed:  # SIGTERM is how the agent then ends the others
+        _, rank, number = min(killed)
+        raise Interrupted(f"rank {rank} was killed by {signal.Signals(number).name}", RESUME)
     return Interrupted.exit_code
