@@ -45,7 +45,9 @@ CORE_COLUMN = ("its items' SE", "right")
 def listing(sections: list[Section], reported: Reported | None = None) -> str:
     """The whole board: a section a track; what others published, if anything, last."""
     last = [reported_section(reported)] if reported is not None else []
-    return "\n".join([HEAD, *(_section(section) for section in sections), *last])
+    told = [section for section in sections if section.tables or section.lost]
+    silent = [section for section in sections if section not in told]
+    return "\n".join([HEAD, *(_section(section) for section in told), *last, *_silent(silent)])
 
 
 def conditions(track: NamedTrack) -> list[str]:
@@ -74,6 +76,15 @@ def calibrated(section: Section) -> str:
     )
 
 
+def _silent(sections: list[Section]) -> list[str]:
+    """Tracks without a record, named and no more."""
+    lines = [
+        f"- **{escape(track.title)}** (`{name}`): {escape(track.says)}"
+        for name, track in ((section.track.name, section.track.track) for section in sections)
+    ]
+    return ["## Tracks without a record yet", "", *lines, ""] if lines else []
+
+
 def _section(section: Section) -> str:
     track = section.track
     lines = [
@@ -87,8 +98,6 @@ def _section(section: Section) -> str:
             lines += [f"Text `{one.corpus_sha256[:8]}` (values over different texts are not comparable):", ""]
         lines += [_table(track, one), ""]
     lines += [escape(calibrated(section)), ""] if section.calibration else []
-    if not section.tables and not section.lost:
-        lines += ["No record yet.", ""]
     if section.lost:
         names = ", ".join(f"{escape(recipe)} ({count} run(s))" for recipe, count in section.lost.items())
         lines += [f"No run finished of: {names}.", ""]

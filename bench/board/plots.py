@@ -19,7 +19,7 @@ from bench.drawing.marks import (
     dot,
     drawing,
     frame,
-    label,
+    labels,
     level,
     row_grid,
     row_name,
@@ -79,7 +79,8 @@ def progress(points: Sequence[Dated], sign: float, figure_name: str) -> str:
     steps = [f"M{x.at(best[0][0]):.1f} {y.at(best[0][1].figure.mean):.1f}"]
     steps += [f"H{x.at(at):.1f}V{y.at(one.figure.mean):.1f}" for at, one in best[1:]]
     parts.append(f'<path class="line" d="{"".join(steps)}H{x.end_px:g}"/>')
-    parts += [label(x.at(at), y.at(one.figure.mean), one.name) for at, one in best[-MOST_LABELS:]]
+    newest = best[: -MOST_LABELS - 1 : -1]
+    parts += labels([(x.at(at), y.at(one.figure.mean), one.name) for at, one in newest])
     return drawing(f"Progress of the record: {figure_name} by date", parts)
 
 
@@ -105,7 +106,8 @@ def frontier(points: Sequence[Placed]) -> str:
     start = f"M{x.at(best[0].seconds.mean):.1f} {y.at(best[0].bpb.mean):.1f}"
     parts.append(f'<path class="line" d="{start}{steps}"/>' if steps else "")
     named = points if len(points) <= MOST_LABELS else best[:MOST_LABELS]
-    parts += [label(x.at(one.seconds.mean), y.at(one.bpb.mean), one.name) for one in named]
+    named = sorted(named, key=lambda one: (one not in best, one.bpb.mean, one.name))
+    parts += labels([(x.at(one.seconds.mean), y.at(one.bpb.mean), one.name) for one in named])
     return drawing("val_bpb against official time; the line joins rows that none beats in both", parts)
 
 

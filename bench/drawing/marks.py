@@ -10,6 +10,7 @@ from bench.drawing.words import plain, text
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 18, 14, 46
 CHARACTER_PX = 6.2  # of the 11 px sans-serif in which labels are set
+LINE_PX = 12
 
 
 def drawing(title: str, body: Sequence[str], height: float = HEIGHT, width: float = WIDTH) -> str:
@@ -68,16 +69,31 @@ def level(y_px: float, low_px: float, high_px: float) -> str:
     return f'<path class="err" d="M{low_px:.1f} {y_px:.1f}H{high_px:.1f}"/>'
 
 
-def row_name(name: str, right_px: float, y_px: float, most: int = 28) -> str:
-    """A row's name, cut, left of its marks."""
+def row_name(name: str, right_px: float, y_px: float) -> str:
+    """A row's name, cut to the room left of its marks."""
+    most = max(int((right_px - 8) / CHARACTER_PX), 2)
     shown = name if len(name) <= most else f"{name[: most - 1]}…"
     return f'<text class="end" x="{right_px - 8:g}" y="{y_px + 4:.1f}">{text(shown)}</text>'
 
 
-def label(x_px: float, y_px: float, name: str, most: int = 26) -> str:
-    """A point's name beside it, cut, and on whichever side has room."""
-    shown = plain(name)
-    shown = shown if len(shown) <= most else f"{shown[: most - 1]}…"
-    is_left = x_px + 8 + CHARACTER_PX * len(shown) > WIDTH - RIGHT
-    side, at = ("end", x_px - 8) if is_left else ("start", x_px + 8)
-    return f'<text class="{side}" x="{at:.1f}" y="{y_px - 6:.1f}">{text(shown)}</text>'
+def labels(points: Sequence[tuple[float, float, str]], most: int = 26) -> list[str]:
+    """Points' names beside them, cut, each on whichever side has room, the most telling first.
+
+    A name that would lie over an earlier one is left out: its dot still says it under the pointer.
+    """
+    drawn: list[str] = []
+    taken: list[tuple[float, float, float]] = []  # baseline, left and right end of each name
+    for x_px, y_px, name in points:
+        shown = plain(name)
+        shown = shown if len(shown) <= most else f"{shown[: most - 1]}…"
+        width = CHARACTER_PX * len(shown)
+        is_left = x_px + 8 + width > WIDTH - RIGHT
+        side, at = ("end", x_px - 8) if is_left else ("start", x_px + 8)
+        start = at - width if is_left else at
+        if any(
+            abs(y - y_px) < LINE_PX and start < right and left < start + width for y, left, right in taken
+        ):
+            continue
+        taken.append((y_px, start, start + width))
+        drawn.append(f'<text class="{side}" x="{at:.1f}" y="{y_px - 6:.1f}">{text(shown)}</text>')
+    return drawn

@@ -79,7 +79,7 @@ def _reach(cell: CellScores) -> list[float]:
 
 
 def _row(cell: CellScores, x: Axis, middle: float, left: float, metric: str) -> list[str]:
-    parts = [row_name(cell.name, left, middle, MOST_CHARACTERS)]
+    parts = [row_name(cell.name, left, middle)]
     for kind, colour, values in (("run", RUN, cell.scores), ("fresh seed", FRESH, cell.fresh)):
         parts += [dot(x.at(v), middle + 5, f"{cell.name}, {kind}: {v:.5f}", fill=colour) for v in values]
     if cell.scores and cell.half_width is not None:
