@@ -10,6 +10,7 @@ from bench.drawing.words import plain, text
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 18, 14, 46
 CHARACTER_PX = 6.2  # of the 11 px sans-serif in which labels are set
+WIDE_PX = 7.2  # where a name is all capitals and digits
 LINE_PX = 12
 
 
@@ -71,7 +72,7 @@ def level(y_px: float, low_px: float, high_px: float) -> str:
 
 def row_name(name: str, right_px: float, y_px: float) -> str:
     """A row's name, cut to the room left of its marks."""
-    most = max(int((right_px - 8) / CHARACTER_PX), 2)
+    most = max(int((right_px - 8) / WIDE_PX), 2)
     shown = name if len(name) <= most else f"{name[: most - 1]}…"
     return f'<text class="end" x="{right_px - 8:g}" y="{y_px + 4:.1f}">{text(shown)}</text>'
 
