@@ -274,7 +274,7 @@ def adamw_(
 
 
 def _bias_correction(beta: float, step: int | Tensor, dtype: torch.dtype) -> float | Tensor:
-    """1 - beta^step; on the device without the cancellation that a power near 1 brings in float32."""
+    """1 - beta^step, without the cancellation that a power near 1 brings."""
     if isinstance(step, int):
-        return float(1.0 - beta**step)
+        return -math.expm1(step * math.log(beta)) if beta else 1.0
     return -torch.expm1(step.to(dtype) * math.log(beta)) if beta else torch.ones_like(step, dtype=dtype)
