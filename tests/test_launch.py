@@ -156,6 +156,7 @@ def test_two_machines_meet(tmp_path: Path, data: Path, alone: Record) -> None:
     [stored] = read_all(space.records)
     same_curve(stored.record, alone)
     assert stored.record.machine.settings["nodes"] == "2"
+    assert "several machines" in stored.record.energy.reason
 
 
 def test_a_track_of_several_devices_is_not_run_on_one(tmp_path: Path, data: Path) -> None:

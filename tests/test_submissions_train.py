@@ -29,8 +29,9 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 STEPS, ROWS, TOKENS, VOCAB = 20, 4, 64, 384
 # At the plan's own rates so small a model jumps between two states, with every choice of kernels: the loss
-# went from 5.5 to 6.3 and back within three steps. At 0.3 of them it falls smoothly at every seed tried.
-LEARNING_RATE = 0.3
+# went from 5.5 to 6.3 and back within three steps. At 0.3 of them a schedule that stays at its top rate to
+# the end (warmdown 0.2) still jumped once in nine runs, from 5.84 to 6.06; half of that leaves room.
+LEARNING_RATE = 0.15
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,6 @@ def test_a_submission_learns_and_its_levers_act(tmp_path: Path, prepared: Prepar
         events = list(train(trainer, batches, loop_config(plan), lambda _: plan.iterations))
     losses = [loss for event in events if isinstance(event, StepsDone) for loss in event.losses]
     assert len(losses) == plan.iterations >= STEPS
-    assert sum(losses[-4:]) < sum(losses[:4]) - 0.1
+    assert sum(losses[-4:]) < sum(losses[:4]) - 0.05
     inert = {lever for lever, counter in activity(plan, trainer, prepared).items() if counter == 0.0}
     assert inert == inert_by_its_own_bound(recipe)

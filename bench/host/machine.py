@@ -24,6 +24,8 @@ from bench.host.power import Gpu, GpuList, list_gpus
 _SETTING_PREFIXES = (
     "PYTORCH_", "TRITON_", "TORCH", "OMP_", "KMP_", "GOMP_", "MKL_", "CUDA_", "CUBLAS_", "NCCL_", "MALLOC_",
 )  # fmt: skip
+# What torchrun tells its processes: no setting, and paths of this machine.
+_NO_SETTING = "TORCHELASTIC_"
 _DISTRIBUTIONS = (
     "torch", "triton", "numpy", "msgspec", "psutil", "nvidia-ml-py", "pyarrow", "tiktoken", "rustbpe",
     "safetensors", "nvidia-cublas", "nvidia-cuda-runtime", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13",
@@ -75,7 +77,9 @@ def detect(
         hostname_sha256=hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
         versions=_versions(),
         environment={
-            name: environment[name] for name in sorted(environment) if name.startswith(_SETTING_PREFIXES)
+            name: environment[name]
+            for name in sorted(environment)
+            if name.startswith(_SETTING_PREFIXES) and not name.startswith(_NO_SETTING)
         },
         load_average=os.getloadavg()[0],
     )

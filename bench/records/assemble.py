@@ -222,11 +222,15 @@ def _timing(measured: Measured) -> schema.Timing:
 def _energy(measured: Measured, timing: schema.Timing) -> schema.EnergyUsed:
     hardware, energy = measured.track.track.hardware, measured.outcome.energy
     dollars = timing.official_s / 3600 * hardware.device_count * hardware.dollars_per_device_hour
-    is_whole = not measured.progress.num_resumes
+    missing = ""
+    if measured.progress.num_resumes:
+        missing = "resumed: what earlier processes used is not known"
+    elif int(measured.settings.get("nodes", "1")) > 1:
+        missing = "several machines: the first one's meter does not read the others"
     return schema.EnergyUsed(
-        joules=energy.joules if is_whole else None,
-        method=energy.method if is_whole else "none",
-        reason=(energy.reason or "") if is_whole else "resumed: what earlier processes used is not known",
+        joules=None if missing else energy.joules,
+        method="none" if missing else energy.method,
+        reason=missing or energy.reason or "",
         throttle_reasons=list(energy.throttle_reasons),
         dollars=dollars or None,
     )

@@ -38,9 +38,8 @@ def launch(words: Sequence[str], world_size: int, place: Place, environment: Mut
         Interrupted: a rank was killed, or all were stopped; what was saved can be resumed.
     """
     config = _config(world_size, place)
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # what failed is said once, here
+    # What failed is said once, here.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     if place.nodes == 1:  # no name to resolve: a container without a network has none
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     try:

@@ -65,6 +65,7 @@ def test_the_features_are_those_of_the_processor_table(tmp_path: Path) -> None:
 def test_settings_are_recorded_and_nothing_else_is() -> None:
     settings = {"PYTORCH_ALLOC_CONF": "a", "TRITON_INTERPRET": "1", "TORCH_LOGS": "x", "OMP_NUM_THREADS": "2"}
     others = {"HOME": "/root", "SECRET_TOKEN": "x", "PATH": "/bin", "MY_PYTORCH_": "x"}
+    others["TORCHELASTIC_ERROR_FILE"] = "/somewhere/error.json"
     assert detect("cpu", environment=settings | others).environment == settings
 
 
