@@ -101,6 +101,10 @@ perf: $(STAMP) ## measure this machine's speed [ARGS=]
 perf-levers: $(STAMP) ## what each lever costs a training step [ARGS=names]
 	@$(BENCH) perf-levers $$ARGS
 
+perf-core: $(STAMP) ## CORE beside its one-item-at-a-time oracle: CHECKPOINT= BUNDLE= [ARGS=--items 10]
+	@$(PY) -m tests.evaluation.core.speed "$${CHECKPOINT:?name a checkpoint folder}" \
+	    --bundle "$${BUNDLE:?name a folder with CORE in the layout of nanochat}" $$ARGS
+
 doctor: $(STAMP) ## what this machine lacks for a run [ARGS=--self-test]
 	@$(BENCH) doctor $$ARGS
 
