@@ -43,7 +43,7 @@ RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
 OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard sweep horizon compare gate arch replay perf perf-levers doctor image docker-bench test test-slow fuzz test-container lint lock clean
+.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard sweep horizon compare gate arch replay perf perf-levers perf-core doctor image docker-bench test test-slow fuzz test-container lint lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile

@@ -35,6 +35,7 @@ from bench.spec.workspace import Workspace
 from bench.training import checkpoint
 from bench.training.build import build_trainer, loop_config, open_loader, seed_stream
 from bench.training.loop import StepsDone, Trainer, train
+from bench.training.ranks import ALONE, Ranks
 from bench.training.run_folder import folder_path
 from bench.training_run import REPLAY_FOLDER
 
@@ -55,6 +56,7 @@ class Rerun(NamedTuple):
     kept: Path  # folder of the states that the run kept
     trace: Trace
     is_bitwise: bool
+    ranks: Ranks = ALONE
 
     def segment(self, segment: Drawable) -> ReplayedSegment:
         """One segment, executed again.
@@ -83,7 +85,7 @@ class Rerun(NamedTuple):
     def _trainer_at(self, step: int) -> Trainer:
         self.device.seed_everything(seed_stream(self.seed, "torch"))
         dtype = self.device.compute_dtype(self.plan.recipe.precision.compute)
-        trainer = build_trainer(self.plan, self.device.torch_device, dtype, self.seed)
+        trainer = build_trainer(self.plan, self.device.torch_device, dtype, self.seed, self.ranks.group)
         if step:
             path = self.kept / f"step-{step:08d}"
             state = checkpoint.whole_state(path)
@@ -100,10 +102,10 @@ class Rerun(NamedTuple):
         config = loop_config(plan)._replace(
             log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=0, state_steps=frozenset()
         )
-        with open_loader(plan, self.prepared, self.seed, self.device) as loader:
+        with open_loader(plan, self.prepared, self.seed, self.device, self.ranks) as loader:
             loader.seek(segment.start)
             batches = (batch.to(self.device.torch_device) for batch in loader)
-            events = train(trainer, batches, config, self._total_steps, segment.start)
+            events = train(trainer, batches, config, self._total_steps, segment.start, self.ranks.mean)
             done = list(islice(events, segment.stop - segment.start))
         if not all(isinstance(event, StepsDone) for event in done):
             raise VerificationFailed(
@@ -161,9 +163,13 @@ def equivalence_bound(differences: Sequence[float]) -> float:
 
 
 def open_rerun(
-    stored: StoredRecord, planned: Planned, space: Workspace, environment: Mapping[str, str]
+    stored: StoredRecord,
+    planned: Planned,
+    space: Workspace,
+    environment: Mapping[str, str],
+    ranks: Ranks = ALONE,
 ) -> Rerun:
-    """What a record's segments can be executed again with, on this machine.
+    """What a record's segments can be executed again with, by as many ranks as the run had.
 
     Raises:
         PlanRefused: this machine would train something else.
@@ -171,31 +177,34 @@ def open_rerun(
         VerificationFailed: the event log does not lead to the record.
     """
     record, plan = stored.record, planned.plan
-    made = (plan.sha256, plan.device_sequences, plan.accumulation)
-    if made != (record.identity.plan_sha256, record.shape.device_sequences, record.shape.accumulation):
+    shape = record.shape
+    made = (plan.sha256, plan.world_size, plan.device_sequences, plan.accumulation)
+    if made != (
+        record.identity.plan_sha256,
+        shape.world_size,
+        shape.device_sequences,
+        shape.accumulation,
+    ):
         raise PlanRefused(
             f"{stored.path}: this machine, track and code plan another run",
             f"replay it on {record.machine.machine_class} at commit {record.identity.git_commit[:12]}",
         )
-    if plan.world_size > 1:
-        raise PlanRefused(
-            f"{stored.path}: trained on {plan.world_size} devices, a replay runs on one",
-            "its other checks stand: `bench verify`",
-        )
     trace = trace_of(read_events(stored.events_path.read_bytes(), str(stored.events_path)))
-    prepared = _prepared(record, plan, planned.facts, space)
-    device = open_device(planned.facts.device_kind)
+    with ranks.in_turn():
+        prepared = _prepared(record, plan, planned.facts, space)
+    device = open_device(planned.facts.device_kind, index=ranks.local_rank)
     is_deterministic = plan.recipe.precision.deterministic
     configure(
         device,
-        cpu_cores=planned.facts.cpu_cores,
+        cpu_cores=max(planned.facts.cpu_cores // ranks.local_size, 1),
         deterministic=is_deterministic,
         environment=environment,
     )
+    ranks.mean(torch.zeros(1, device=device.torch_device))  # connects the devices
     run_of = record.identity
     kept = folder_path(space.runs, run_of.track, run_of.recipe, run_of.seed_index) / REPLAY_FOLDER
     is_bitwise = device.kind == "cpu" or is_deterministic
-    return Rerun(plan, run_of.seed, device, prepared, kept, trace, is_bitwise)
+    return Rerun(plan, run_of.seed, device, prepared, kept, trace, is_bitwise, ranks)
 
 
 def _prepared(record: Record, plan: Plan, facts: MachineFacts, space: Workspace) -> Prepared:

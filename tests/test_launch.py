@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from bench.errors import Interrupted, PlanRefused
+from bench.records.replayed import load_replays, record_sha256
 from bench.records.schema import Record
 from bench.records.store import StoredRecord, read_all
 from bench.spec.workspace import Workspace
@@ -100,12 +101,25 @@ def same_curve(ours: Record, theirs: Record) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_ranks_train_what_one_process_does(tmp_path: Path, data: Path, alone: Record, count: int) -> None:
-    shared = trained(tmp_path / "site", data, count).record
+    stored = trained(tmp_path / "site", data, count)
+    shared = stored.record
     same_curve(shared, alone)
     assert shared.shape.world_size == count
     assert shared.shape.accumulation == alone.shape.accumulation // count
     assert shared.identity.plan_sha256 == alone.identity.plan_sha256
     assert shared.data == alone.data
+    is_replayed_by_as_many(tmp_path / "site", data, stored)
+
+
+def is_replayed_by_as_many(root: Path, data: Path, stored: StoredRecord) -> None:
+    """`bench replay` starts the ranks of the record's track, and comes to the same bits."""
+    space = Workspace(root=root, data=data)
+    code, errors = ended(start(space, "replay", str(stored.path), "--device", "cpu", "--segments", "2"))
+    assert code == 0, errors
+    [found] = load_replays(space.replays).values()
+    assert found.passed
+    assert "the same bits" in found.says
+    assert found.record == record_sha256(stored.record)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bench.host.clock import Ledger
     from bench.host.planning import Planned
     from bench.lever_costs import LeverCost
+    from bench.records.replayed import Replay
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,8 +49,7 @@ def launch(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         words += [] if value is None else [f"--{name}", str(value)]
     words += ["--resume"] if options.resume else []
-    place = {"nodes": options.nodes, "node_rank": options.node_rank, "rendezvous": options.rendezvous}
-    return _ranks(options, words, found.plan.world_size, **place)
+    return _ranks(options, words, found.plan.world_size)
 
 
 def _conduct(options: argparse.Namespace, found: Planned, ledger: Ledger) -> int:
@@ -158,7 +158,6 @@ def replay(options: argparse.Namespace) -> int:
     from bench.host.console import Console
     from bench.host.machine import detect
     from bench.host.planning import plan_submission
-    from bench.records.replayed import write_replay
     from bench.records.store import read
     from bench.records.verify import require_valid
     from bench.spec.submission import Submission, decode_recipe
@@ -170,15 +169,32 @@ def replay(options: argparse.Namespace) -> int:
     require_valid(stored, track)
     recipe = decode_recipe(run_of.recipe_resolved, str(stored.path))
     submission = Submission(run_of.recipe, recipe, run_of.recipe_sha256)
+    options.environment.setdefault("GROUP_WORLD_SIZE", str(options.nodes))
     facts = detect(options.device, environment=options.environment)
     planned = plan_submission(submission, track, facts, space, options.environment)
     before_torch(options, recipe.precision.deterministic)
+    world = planned.plan.world_size
+    if world > 1 and "RANK" not in options.environment:
+        words = ["replay", str(options.record), "--segments", str(options.segments)]
+        words += [] if options.device is None else ["--device", options.device]
+        words += [] if options.nonce is None else ["--nonce", options.nonce]
+        return _ranks(options, words, world)
     from bench.replay import open_rerun
     from bench.replay import replay as execute
+    from bench.training.ranks import joined
 
-    rerun, console = open_rerun(stored, planned, space, options.environment), Console(quiet=options.json)
-    nonce = options.nonce or secrets.token_hex(8)
-    outcome = execute(stored, rerun, nonce, options.segments, facts.device_name, console.line)
+    with joined(options.environment, world) as ranks:
+        console = Console(quiet=options.json or not ranks.is_first)
+        rerun = open_rerun(stored, planned, space, options.environment, ranks)
+        nonce = ranks.share(options.nonce or secrets.token_hex(8))
+        outcome = execute(stored, rerun, nonce, options.segments, facts.device_name, console.line)
+    return _replayed(options, outcome) if ranks.is_first else 0
+
+
+def _replayed(options: argparse.Namespace, outcome: Replay) -> int:
+    from bench.records.replayed import write_replay
+
+    space = workspace(options)
     path = write_replay(space.replays, outcome)
     if options.json:
         emit(outcome)
@@ -235,11 +251,12 @@ def perf_ranks(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ranks(options: argparse.Namespace, words: list[str], world: int, **place: Any) -> int:
+def _ranks(options: argparse.Namespace, words: list[str], world: int) -> int:
     """This command again, as the ranks of this machine."""
     from bench.training.launch import Place
     from bench.training.launch import launch as start
 
     words += [] if options.data is None else ["--data", str(options.data)]
     words += ["--json"] if options.json else []
+    place = {name: getattr(options, name) for name in Place._fields if hasattr(options, name)}
     return start(words, world, Place(**place), options.environment)

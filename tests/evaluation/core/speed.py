@@ -1,7 +1,7 @@
 """How much faster the CORE engine answers than the plain evaluation: `make perf-core`, both in one run.
 
-Each task's items go to the engine and then one at a time to the oracle of `plain.py`, on the same model, so that
-a machine that slows down slows both.
+Each task's items go to the engine and then one at a time to the oracle of `plain.py`, on the same model, so
+that a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint or run folder")
     parser.add_argument("--bundle", type=Path, required=True, help="CORE in nanochat's layout")
-    parser.add_argument("--items", type=int, default=94, help="of each task; 94 make 2,006 of nanochat's bundle")
+    parser.add_argument(
+        "--items", type=int, default=94, help="of each task; 94 make 2,006 of nanochat's bundle"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "mps", "cuda"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
