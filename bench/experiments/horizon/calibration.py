@@ -29,6 +29,7 @@ Status = Literal[
     "not improving",
     "below asymptote",
     "unreachable",
+    "impossible law",
 ]
 
 
@@ -137,13 +138,17 @@ def infer(
 
 
 def _judged(bare: Inference, found: Exponent, tokens: float, limit: float) -> Inference:
-    """The two gates on what was inferred; past both, it is chosen."""
+    """The gates on what was inferred; past them all, it is chosen."""
     if tokens > limit:
         why = f"{tokens:.3g} tokens are more than {UNREACHABLE:g} x {FALLBACK_RATIO} a parameter, {limit:.3g}"
         return msgspec.structs.replace(bare, status="unreachable", why=why)
     if not found.is_plausible:
         return msgspec.structs.replace(bare, status="implausible exponent", why=found.says[0])
     assert bare.ratio is not None
+    assert bare.law is not None
+    if bare.law.asymptote <= 0.0 < bare.law.amplitude:  # falls, to what no loss can be
+        why = f"the law ends at {bare.law.asymptote:.4f}, below 0: the runs are too short for its exponent"
+        return msgspec.structs.replace(bare, status="impossible law", why=why)
     return msgspec.structs.replace(bare, status="ok", why="", chosen_ratio=bare.ratio, decision="inferred")
 
 

@@ -73,6 +73,17 @@ def test_a_target_below_the_asymptote_is_never_met() -> None:
     assert "ends at 0.5000" in found.why
 
 
+def test_a_law_that_ends_below_zero_is_told_but_not_chosen() -> None:
+    found = inferred(-0.2 + 40.0 * 9e6**-0.3, asymptote=-0.2)
+    assert (found.status, found.decision, found.chosen_ratio) == (
+        "impossible law",
+        "fallback",
+        FALLBACK_RATIO,
+    )
+    assert found.target_tokens == pytest.approx(9e6)
+    assert "-0.2" in found.why
+
+
 @pytest.mark.parametrize("alpha", [0.19, 0.81])
 def test_an_implausible_exponent_is_told_but_not_chosen(alpha: float) -> None:
     found = inferred(0.5 + 40.0 * 9e6**-alpha, alpha)
