@@ -31,7 +31,7 @@ from bench.records.assemble import Measured, Outcome, assemble
 from bench.records.events import EventLog
 from bench.records.progress import RunProgress, open_log, read_progress
 from bench.records.schema import decode, encode
-from bench.records.store import folder_of, next_seed_index, write_once
+from bench.records.store import folder_of, write_once
 from bench.spec.plan import Plan
 from bench.spec.submission import Submission
 from bench.spec.track import NamedTrack, seed_value
@@ -58,7 +58,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     plan: Plan
     facts: MachineFacts
     workspace: Workspace
-    seed_index: int | None  # None: the lowest without a record
+    seed_index: int  # into the track's seeds
     resume: bool
     environment: Mapping[str, str]
     image_digest: str
@@ -84,8 +84,6 @@ def run(request: RunRequest, ledger: Ledger, console: Console) -> Path | None:
 def _run(request: RunRequest, ledger: Ledger, console: Console, ranks: Ranks) -> Path | None:
     track, name, records = request.track.name, request.submission.name, request.workspace.records
     index = request.seed_index
-    if index is None:
-        index = ranks.share(next_seed_index(records, track, name))
     if index < 0:
         raise RecipeError(f"--seed {index}: seeds are counted from 0", "leave it out for the next one")
     folder = folder_path(request.workspace.runs, track, name, index)
@@ -93,7 +91,7 @@ def _run(request: RunRequest, ledger: Ledger, console: Console, ranks: Ranks) ->
         require_folder(folder_of(records, track, name))  # before hours of training, not after
     with held(folder) if ranks.is_first else nullcontext():
         ranks.wait()  # until the first one holds it
-        return _Conductor(request, ledger, console, folder, index, ranks).conduct()
+        return _Conductor(request, ledger, console, folder, ranks).conduct()
 
 
 class _Conductor:
@@ -114,13 +112,12 @@ class _Conductor:
         ledger: Ledger,
         console: Console,
         folder: Path,
-        index: int,
         ranks: Ranks,
     ) -> None:
         self.ranks, self.request, self.plan = ranks, request, request.plan
         self.ledger, self.console = ledger, console
-        self.folder, self.index = folder, index
-        self.seed = seed_value(request.track.track, index)
+        self.folder, self.index = folder, request.seed_index
+        self.seed = seed_value(request.track.track, self.index)
         self.progress = RunProgress()
         self.num_competing = 0
 

@@ -27,7 +27,7 @@ from bench.host.facts import MachineFacts
 from bench.host.machine import detect
 from bench.host.planning import Rates, plan_machine
 from bench.records.events import Event, read_events
-from bench.records.store import StoredRecord, read
+from bench.records.store import StoredRecord, next_seed_index, read
 from bench.records.verify import verify
 from bench.run import RunRequest, run
 from bench.spec.plan import make_plan
@@ -125,7 +125,7 @@ def request(space: Workspace, *, seed_index: int | None = None, resume: bool = F
         plan=make_plan(submission, track, here),
         facts=facts(),
         workspace=space,
-        seed_index=seed_index,
+        seed_index=next_seed_index(space.records, NAME, NAME) if seed_index is None else seed_index,
         resume=resume,
         environment={},
         image_digest="",
