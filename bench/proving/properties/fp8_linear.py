@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.proving.bounds import error_ratio, largest
+from bench.proving.copies import scaled
 from bench.proving.drawing import draw_generator, draw_tensor, draw_upstream, fenced, gradients, leaf
 from bench.proving.property import Property
 from bench.proving.subject import Subject
@@ -85,8 +86,10 @@ def powers_of_two_pass_through(subject: Subject, data: Any) -> float:
     """f(2^a x, -2^b w) = -2^(a+b) f(x, w), bit for bit: the scales absorb powers of two, codes are odd."""
     arguments = _draw(subject, data, scales=(1.0,))
     a, b = (data.draw(st.integers(-20, 20), label=label) for label in ("a", "b"))
-    scaled = arguments._replace(x_ND=arguments.x_ND * 2.0**a, weight_OD=arguments.weight_OD * -(2.0**b))
-    assert torch.equal(subject.function(*scaled), subject.function(*arguments) * -(2.0 ** (a + b)))
+    larger = arguments._replace(
+        x_ND=scaled(arguments.x_ND, 2.0**a), weight_OD=scaled(arguments.weight_OD, -(2.0**b))
+    )
+    assert torch.equal(subject.function(*larger), subject.function(*arguments) * -(2.0 ** (a + b)))
     return 0.0
 
 
@@ -96,8 +99,8 @@ def gradients_are_linear_upstream(subject: Subject, data: Any) -> float:
     upstream = _draw_upstream(data, arguments)
     factor = -(2.0 ** data.draw(st.integers(-20, 20), label="a"))
     _, *once = _outcome(subject.function, arguments, upstream)
-    _, *scaled = _outcome(subject.function, arguments, upstream * factor)
-    assert all(torch.equal(one * factor, two) for one, two in zip(once, scaled, strict=True))
+    _, *other = _outcome(subject.function, arguments, scaled(upstream, factor))
+    assert all(torch.equal(one * factor, two) for one, two in zip(once, other, strict=True))
     return 0.0
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import strategies as st
 
 from bench.proving.bounds import error_ratio, largest
+from bench.proving.copies import scaled
 from bench.proving.drawing import draw_generator, draw_upstream
 from bench.proving.properties.linear_cross_entropy_problem import (
     SOFTCAPS,
@@ -101,7 +102,7 @@ def gradients_are_linear_in_the_upstream_gradient(subject: Subject, data: Any) -
     with torch.no_grad():
         upstream = draw_upstream(data, call(subject.reference, problem, reduction))
     once = evaluate(subject.function, problem, reduction, upstream)
-    twice = evaluate(subject.function, problem, reduction, 2.0 * upstream)
+    twice = evaluate(subject.function, problem, reduction, scaled(upstream, 2.0))
     assert torch.equal(twice.hidden, 2.0 * once.hidden)
     assert torch.equal(twice.weight, 2.0 * once.weight)
     if reduction == "none":

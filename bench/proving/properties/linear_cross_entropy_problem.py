@@ -23,6 +23,7 @@ from bench.proving.drawing import (
     gradients,
     leaf,
     sizes,
+    whole_rows,
 )
 from bench.proving.subject import Subject
 from kernels.reference import accumulation_dtype
@@ -82,10 +83,7 @@ def draw_problem(
     dtype = data.draw(st.sampled_from(subject.dtypes), label="dtype")
     rows, vocab = data.draw(sizes(MOST_ROWS), label="N"), data.draw(sizes(MOST_TOKENS), label="V")
     width = data.draw(sizes(20), label="D")
-    if (
-        dtype == torch.bfloat16
-    ):  # torch's bf16 products on a CPU read past rows of other widths, into the fence
-        width = 4 * -(-width // 4)
+    width = whole_rows(width, dtype, subject.device)
     scales = [spread / width**0.5 for spread in spreads]
     hidden = draw_tensor(data, (rows, width), dtype, subject.device, scales=scales)
     weight = draw_tensor(
@@ -168,20 +166,22 @@ def gradient_ratio(
 ) -> float:
     """Error of the gradients as a share of what is allowed."""
     scale = rounding(problem) * problem.strength() * weight_of_row
+    # In float64 the oracle is no nearer to the truth than what it judges: 4.6 ulps seen in 300 examples.
+    ulps = 8 if actual.hidden.dtype == torch.float64 else 4
     of_hidden = error_ratio(
         actual.hidden,
         eager.hidden,
         oracle.hidden,
         factor=3,
-        ulps=4,
+        ulps=ulps,
         scale=scale * largest(problem.weight),
     )
     # The head's gradient is float32, of products that are rounded to the compute dtype.
-    ulps = 4 * torch.finfo(problem.hidden.dtype).eps / torch.finfo(actual.weight.dtype).eps
+    weight_ulps = ulps * torch.finfo(problem.hidden.dtype).eps / torch.finfo(actual.weight.dtype).eps
     scale *= problem.hidden.shape[0] ** 0.5 * largest(problem.hidden)
     return worst(
         of_hidden,
-        error_ratio(actual.weight, eager.weight, oracle.weight, factor=3, ulps=ulps, scale=scale),
+        error_ratio(actual.weight, eager.weight, oracle.weight, factor=3, ulps=weight_ulps, scale=scale),
     )
 
 

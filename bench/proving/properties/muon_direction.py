@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.proving.bounds import error_ratio, largest
+from bench.proving.copies import require_intact_fence, scaled, twin
 from bench.proving.drawing import draw_tensor, sizes
-from bench.proving.in_place import require_intact_fence, twin
 from bench.proving.property import Property
 from bench.proving.subject import Subject
 from kernels.reference import SMALLEST_NORM
@@ -132,9 +132,9 @@ def scaling_and_sign_commute(subject: Subject, data: Any) -> float:
     grads, momentum = draw_pair(data, subject, draw_dtype(data, subject), **options)
     beta = data.draw(st.sampled_from(MOMENTA), label="momentum")
     c = data.draw(st.sampled_from((-1.0, 4.0, -0.5)), label="c")
-    scaled = run(subject.function, c * grads, c * momentum, beta, "none")
+    larger = run(subject.function, scaled(grads, c), scaled(momentum, c), beta, "none")
     plain = run(subject.function, grads, momentum, beta, "none")
-    assert all(torch.equal(one, c * other) for one, other in zip(scaled, plain, strict=True))
+    assert all(torch.equal(one, c * other) for one, other in zip(larger, plain, strict=True))
     return 0.0
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.proving.bounds import error_ratio, largest
+from bench.proving.copies import require_intact_fence, twin
 from bench.proving.drawing import LAYOUTS, draw_generator, fenced, sizes
-from bench.proving.in_place import require_intact_fence, twin
 from bench.proving.property import Property
 from bench.proving.subject import Subject
 from kernels.reference import POLAR_EXPRESS_COEFFICIENTS

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.proving.bounds import error_ratio, largest
-from bench.proving.drawing import draw_generator, draw_tensor, draw_upstream, fenced, gradients, leaf, sizes
+from bench.proving.copies import scaled
+from bench.proving.drawing import (
+    draw_generator,
+    draw_tensor,
+    draw_upstream,
+    fenced,
+    gradients,
+    leaf,
+    sizes,
+    whole_rows,
+)
 from bench.proving.property import Property
 from bench.proving.subject import Subject
 
@@ -70,7 +80,7 @@ def rounding_is_unbiased(subject: Subject, data: Any) -> float:
 def doubled_inputs_quadruple_the_output(subject: Subject, data: Any) -> float:
     """f(2 x) = 4 f(x), bit for bit: powers of two change no rounding."""
     arguments = _draw(subject, data, 33, scales=(1.0,))
-    doubled = subject.function(*arguments._replace(x_ND=2.0 * arguments.x_ND))
+    doubled = subject.function(*arguments._replace(x_ND=scaled(arguments.x_ND, 2.0)))
     assert torch.equal(doubled, 4.0 * subject.function(*arguments))
     return 0.0
 
@@ -113,7 +123,7 @@ def gradients_are_linear_upstream(subject: Subject, data: Any) -> float:
     arguments = _draw(subject, data, 33, scales=(1.0,))
     upstream = draw_upstream(data, arguments.x_ND)
     _, *once = _outcome(subject.function, arguments, upstream)
-    _, *twice = _outcome(subject.function, arguments, -2.0 * upstream)
+    _, *twice = _outcome(subject.function, arguments, scaled(upstream, -2.0))
     assert all(torch.equal(-2.0 * one, two) for one, two in zip(once, twice, strict=True))
     return 0.0
 
@@ -180,9 +190,7 @@ def _draw(
     dtype = data.draw(st.sampled_from(subject.dtypes), label="dtype")
     weights = data.draw(st.sampled_from(masters or (dtype, torch.float32)), label="dtype of the weights")
     rows, width, inner = (data.draw(sizes(most), label=label) for label in ("N", "D", "F"))
-    if dtype == torch.bfloat16 and subject.device.type == "cpu":
-        # torch 2.13's own bf16 products on AMX read past rows of other widths: a NaN that follows gets in.
-        width, inner = (-(-size // 4) * 4 for size in (width, inner))
+    width, inner = (whole_rows(size, dtype, subject.device) for size in (width, inner))
     x_ND = draw_tensor(data, (rows, width), dtype, subject.device, **options)
     up_FD = draw_tensor(data, (inner, width), weights, subject.device, **options)
     down_DF = draw_tensor(data, (width, inner), weights, subject.device, **options)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.proving.bounds import error_ratio, largest
+from bench.proving.copies import scaled
 from bench.proving.drawing import LAYOUTS, draw_generator, draw_tensor, draw_upstream, fenced, leaf, sizes
 from bench.proving.property import Property
 from bench.proving.subject import Subject
@@ -203,7 +204,7 @@ def gradients_are_linear_in_the_upstream_gradient(subject: Subject, data: Any) -
     problem = draw_problem(data, subject, draw_dtype(data, subject), plain=True)
     upstreams = draw_upstreams(data, problem)
     once = run(subject.function, problem, upstreams)[2:]
-    upstreams = [torch.zeros_like(problem.q), 2 * upstreams[1]]
+    upstreams = [torch.zeros_like(problem.q), scaled(upstreams[1], 2.0)]
     twice = run(subject.function, problem, upstreams)[2:]
     assert not twice[0].any()
     assert torch.equal(2 * once[1], twice[1])

@@ -1,4 +1,4 @@
-"""Arguments that an op changes in place: copies with layout and fence, and whether the fence held."""
+"""Copies of an argument that keep its layout and its fence, and whether the fence held."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from torch import Tensor
 def twin(tensor: Tensor) -> Tensor:
     """A copy with the same strides in a storage of its own, what lies around the elements included."""
     return _storage(tensor).clone().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def scaled(tensor: Tensor, factor: float) -> Tensor:
+    """The tensor's numbers times a factor, with the same strides.
+
+    `factor * tensor` of an expanded or padded tensor is dense, and a BLAS sums dense rows in another order:
+    two calls that should agree bit for bit would not.
+    """
+    return (_storage(tensor) * factor).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def require_intact_fence(changed: Tensor, before: Tensor) -> None:
