@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
@@ -36,15 +39,28 @@ def render(
 
 def board_files(space: Workspace) -> dict[Path, bytes]:
     """Every file of a checkout's board; every record is verified first. A reported.toml may be absent."""
-    sections = read_standings(space)
-    reported = load_reported(space.reported) if space.reported.is_file() else None
-    folder = space.board.parent
-    return {
-        space.board: listing(sections, reported).encode(),
-        folder / "index.html": page(sections, reported).encode(),
-        folder / "feed.json": feed(sections),
-        folder / "board.svg": picture(sections).encode(),
-    }
+    with _collection_paused():
+        sections = read_standings(space)
+        reported = load_reported(space.reported) if space.reported.is_file() else None
+        folder = space.board.parent
+        return {
+            space.board: listing(sections, reported).encode(),
+            folder / "index.html": page(sections, reported).encode(),
+            folder / "feed.json": feed(sections),
+            folder / "board.svg": picture(sections).encode(),
+        }
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """All that is read is kept to the end: the collector's passes over it took a sixth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def read_standings(space: Workspace) -> list[Section]:

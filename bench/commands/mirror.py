@@ -12,7 +12,7 @@ from bench.commands.shared import workspace
 from bench.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from bench.records.events import Event
 
@@ -32,7 +32,7 @@ def mirror(options: argparse.Namespace) -> None:
     print(f"{name}: {count} events in {options.tracker}")
 
 
-def _finished(path: Path) -> tuple[str, Iterator[Event], dict[str, Any]]:
+def _finished(path: Path) -> tuple[str, Iterable[Event], dict[str, Any]]:
     """A record's run, or what a run's folder holds of one."""
     from bench.records.events import read_events
     from bench.records.store import read
@@ -51,7 +51,7 @@ def _finished(path: Path) -> tuple[str, Iterator[Event], dict[str, Any]]:
         raise DataError(f"{log}: {error.strerror}", "name a record, or a run's folder under .runs") from error
 
 
-def _live(folder: Path, since_ns: int) -> tuple[str, Iterator[Event], dict[str, Any]]:
+def _live(folder: Path, since_ns: int) -> tuple[str, Iterable[Event], dict[str, Any]]:
     """A run under way, until standard input ends; everything else on the machine goes first."""
     from bench.records.follow import follow
 

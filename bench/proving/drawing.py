@@ -32,8 +32,8 @@ def sizes(largest: int) -> st.SearchStrategy[int]:
 def whole_rows(width: int, dtype: torch.dtype, device: torch.device) -> int:
     """The width, or one near it at which a CPU's bf16 product stays within its rows.
 
-    torch 2.13's products on AMX read past rows of other widths, and a NaN that follows gets in: of sums of 1 to
-    199 terms, with up to 65 x 68 results, never those of a multiple of 4 up to 64, or of 32.
+    torch 2.13's products on AMX read past rows of other widths, and a NaN that follows gets in: of sums of 1
+    to 199 terms, with up to 65 x 68 results, never those of a multiple of 4 up to 64, or of 32.
     """
     if dtype != torch.bfloat16 or device.type != "cpu":
         return width

@@ -53,6 +53,14 @@ def test_any_inserted_byte_is_found(place: int, bytes_in: bytes) -> None:
     assert not is_believed(edited)
 
 
+@given(number=st.integers(0, NUM_EVENTS - 1), old=st.sampled_from([b":", b",", b"{"]))
+def test_another_spelling_of_a_line_is_refused_by_its_number(number: int, old: bytes) -> None:
+    edited = [*LINES]
+    edited[number] = edited[number].replace(old, old + b" ", 1)
+    with pytest.raises(VerificationFailed, match=rf"^log:{number + 1}: breaks the hash chain"):
+        read_events(b"".join(edited), "log")
+
+
 @given(start=st.integers(0, len(LOG)), length=st.integers(1, 200))
 def test_any_missing_piece_is_found(start: int, length: int) -> None:
     assume(start < len(LOG))
