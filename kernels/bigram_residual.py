@@ -61,7 +61,8 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(grad_BTD)
     ids_BT = bigram_rows(tokens_BT, table_RD.shape[0])
-    grad_table_RD = sum_rows(grad_BTD, ids_BT, table_RD.shape[0], dtype).mul_(strength)
+    # Scaled before the sum: the rows of a batch are fewer than a table's.
+    grad_table_RD = sum_rows(grad_BTD.to(dtype) * strength, ids_BT, table_RD.shape[0], dtype)
     rows_ND = table_RD.index_select(0, ids_BT.reshape(-1)).to(dtype)
     grad_strength = rows_ND.mul_(grad_BTD.reshape(rows_ND.shape)).sum()
     return grad_table_RD.to(table_RD.dtype), grad_strength.to(strength.dtype)

@@ -9,9 +9,6 @@ Shapes: B batch, T tokens, D width, V vocabulary, L depth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +18,9 @@ from model.attention import Attention, ValueResidual, rotary_tables
 from model.config import ModelConfig
 from model.flops import MLP_EXPANSION
 from model.layers import Linear, fp8_product
+
+# The embeddings of a text's pairs [B, T, D], and how much of them a layer adds.
+ScaledBigrams = tuple[Tensor, Tensor]
 
 # What the ids are multiplied by for the second bigram hash and on: odd, so that no bit of an id is lost. The
 # five primes of xxHash32, then the two multipliers of MurmurHash3 (both public domain).
@@ -63,14 +63,14 @@ class Block(nn.Module):
         scales: tuple[Tensor, Tensor],
         value_embedding_BTD: Tensor | None,
         tables: tuple[Tensor, Tensor],
-        add_bigrams: Callable[[Tensor], Tensor] | None = None,
+        bigrams: ScaledBigrams | None = None,
         residual: ValueResidual | None = None,
     ) -> tuple[Tensor, Tensor]:
         """[B, T, D] -> [B, T, D], and the layer's own values [B, T, G, K].
 
         `scales` are of x and x0, float32: in bf16 steps below 0.008 are lost.
         """
-        x_BTD, normed_BTD = self.mixed(x_BTD, x0_BTD, scales, add_bigrams)
+        x_BTD, normed_BTD = self.mixed(x_BTD, x0_BTD, scales, bigrams)
         attended_BTD, values_BTGK = self.attn(normed_BTD, value_embedding_BTD, residual, tables)
         x_BTD = x_BTD + attended_BTD
         x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
@@ -81,13 +81,14 @@ class Block(nn.Module):
         x_BTD: Tensor,
         x0_BTD: Tensor,
         scales: tuple[Tensor, Tensor],
-        add_bigrams: Callable[[Tensor], Tensor] | None,
+        bigrams: ScaledBigrams | None,
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream with the embedding mixed in, and the same normalised."""
+        """The residual stream with the embeddings mixed in, and the same normalised."""
         x_BTD, normed_BTD = self.kernels.mix_rms_norm(x_BTD, x0_BTD, *scales)
-        if add_bigrams is None:
+        if bigrams is None:
             return x_BTD, normed_BTD
-        x_BTD = add_bigrams(x_BTD)
+        pairs_BTD, strength = bigrams
+        x_BTD = x_BTD + strength * pairs_BTD
         return x_BTD, rms_norm(x_BTD)
 
 
@@ -107,10 +108,11 @@ class Smear(nn.Module):
 
 
 class Bigrams(nn.Module):
-    """Adds a learned share of tables of hashed (previous, current) token pairs to the residual stream.
+    """Embeds hashed (previous, current) token pairs; every layer adds a learned share of that.
 
-    The hash of a further table is the op's, of ids times an odd number: that is the same xor of two products
-    with odd multipliers of its own.
+    They are looked up once: by the layer, each would have a gradient of the whole table. The hash of a further
+    table is the op's, of ids times an odd number: that is the same xor of two products with odd multipliers of
+    its own.
     """
 
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
@@ -123,16 +125,18 @@ class Bigrams(nn.Module):
         )
         self.lambdas = nn.Parameter(torch.empty(config.depth))
 
-    def forward(self, x_BTD: Tensor, tokens_BT: Tensor, layer: int) -> Tensor:
-        """[B, T, D] -> [B, T, D]; the masked token's positions stay as they are."""
-        strength = self.lambdas[layer]
-        added_BTD = self.kernels.bigram_residual(x_BTD, self.table, tokens_BT, strength)
-        for multiplier, table in zip(BIGRAM_MULTIPLIERS, self.further_tables, strict=False):
+    def forward(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
+        """Token ids [B, T] -> the sum of the tables' rows [B, T, D]; zeros at the masked token."""
+        pairs_BTD = torch.zeros(*tokens_BT.shape, self.table.shape[1], dtype=dtype, device=tokens_BT.device)
+        one = torch.ones((), dtype=torch.float32, device=tokens_BT.device)
+        for multiplier, table in zip(
+            (1, *BIGRAM_MULTIPLIERS), (self.table, *self.further_tables), strict=False
+        ):
             multiplied_BT = (tokens_BT.long() * multiplier).int()  # int32 wraps around, as the hash does
-            added_BTD = self.kernels.bigram_residual(added_BTD, table, multiplied_BT, strength)
+            pairs_BTD = self.kernels.bigram_residual(pairs_BTD, table, multiplied_BT, one)
         if self.masked_token < 0:
-            return added_BTD
-        return torch.where((tokens_BT == self.masked_token)[..., None], x_BTD, added_BTD)
+            return pairs_BTD
+        return pairs_BTD.masked_fill((tokens_BT == self.masked_token)[..., None], 0.0)
 
 
 class GPT(nn.Module):
@@ -178,18 +182,23 @@ class GPT(nn.Module):
         if self.smear is not None:
             x_BTD = self.smear(x_BTD)
         x0_BTD, middle_BTD, first_BTGK = x_BTD, None, None
+        pairs_BTD = None if self.bigrams is None else self.bigrams(tokens_BT, self.compute_dtype)
         for layer, block in enumerate(self.blocks):
             scales = self.resid_lambdas[layer], self.x0_lambdas[layer]
-            add_bigrams = self.bigrams and partial(self.bigrams, tokens_BT=tokens_BT, layer=layer)
+            bigrams = self.scaled_bigrams(layer, pairs_BTD)
             values_BTD = self.value_embedding(layer, tokens_BT)
             residual = self.value_residual(layer, first_BTGK)
-            x_BTD, own_BTGK = block(x_BTD, x0_BTD, scales, values_BTD, tables, add_bigrams, residual)
+            x_BTD, own_BTGK = block(x_BTD, x0_BTD, scales, values_BTD, tables, bigrams, residual)
             first_BTGK = own_BTGK if layer == 0 else first_BTGK
             if layer == self.config.backout_layer:
                 middle_BTD = x_BTD
         if middle_BTD is not None and self.backout_lambda is not None:
             x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
         return rms_norm(x_BTD)
+
+    def scaled_bigrams(self, layer: int, pairs_BTD: Tensor | None) -> ScaledBigrams | None:
+        """What of the pairs' embeddings a layer adds, where the model has them."""
+        return None if self.bigrams is None or pairs_BTD is None else (pairs_BTD, self.bigrams.lambdas[layer])
 
     def value_residual(self, layer: int, first_BTGK: Tensor | None) -> ValueResidual | None:
         """What of the first layer's values goes into a later layer's, where the model has that."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from kernels.reference import accumulation_dtype, rms_norm, rotary_qk_norm
 from model.attention import rotary_tables
-from model.gpt import GPT, Bigrams, Block
+from model.gpt import GPT, Block
 
 
 class Stems(NamedTuple):
@@ -62,18 +61,11 @@ def _block(model: GPT, layer: int) -> Block:
     return block
 
 
-class AddBigrams(Protocol):
-    """(stream [B, T, D], layer) -> the stream with the layer's bigrams added."""
-
-    def __call__(self, x_BTD: Tensor, /, *, layer: int) -> Tensor: ...
-
-
 def _mixed(
-    model: GPT, layer: int, x_BTD: Tensor, x0_BTD: Tensor, add_bigrams: AddBigrams | None
+    model: GPT, layer: int, x_BTD: Tensor, x0_BTD: Tensor, pairs_BTD: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     scales = model.resid_lambdas[layer], model.x0_lambdas[layer]
-    add = None if add_bigrams is None else partial(add_bigrams, layer=layer)
-    return _block(model, layer).mixed(x_BTD, x0_BTD, scales, add)
+    return _block(model, layer).mixed(x_BTD, x0_BTD, scales, model.scaled_bigrams(layer, pairs_BTD))
 
 
 def read_stems(model: GPT, tokens_BP: Tensor, lengths_B: Tensor, tables: Tables) -> Stems:
@@ -84,10 +76,10 @@ def read_stems(model: GPT, tokens_BP: Tensor, lengths_B: Tensor, tables: Tables)
     if model.smear is not None:
         x_BPD = model.smear(x_BPD)
     x0_BPD, first_BPGK, keys, values = x_BPD, None, [], []
-    add_bigrams = model.bigrams and partial(model.bigrams, tokens_BT=tokens_BP)
+    pairs_BPD = None if model.bigrams is None else model.bigrams(tokens_BP, model.compute_dtype)
     for layer in range(model.config.depth):
         block = _block(model, layer)
-        x_BPD, normed_BPD = _mixed(model, layer, x_BPD, x0_BPD, add_bigrams)
+        x_BPD, normed_BPD = _mixed(model, layer, x_BPD, x0_BPD, pairs_BPD)
         k_BPGK, v_BPGK = block.attn.keys_and_values(normed_BPD)
         residual, embedding_BPD = (
             model.value_residual(layer, first_BPGK),
@@ -118,10 +110,10 @@ def continue_stems(model: GPT, stems: Stems, tokens_BNC: Tensor, tables: Tables)
     cos, sin = (_at(table, positions_BC.repeat_interleave(N, 0)) for table in tables)
     x_RCD = _embedded(model, stems, tokens_RC, N)
     x0_RCD, middle_RCD, first_RCGK = x_RCD, None, None
-    add_bigrams = model.bigrams and partial(_add_bigrams, model.bigrams, stems, tokens_RC)
+    pairs_RCD = _pairs(model, stems, tokens_RC, N)
     for layer in range(model.config.depth):
         block = _block(model, layer)
-        x_RCD, normed_RCD = _mixed(model, layer, x_RCD, x0_RCD, add_bigrams)
+        x_RCD, normed_RCD = _mixed(model, layer, x_RCD, x0_RCD, pairs_RCD)
         k_RCGK, v_RCGK = block.attn.keys_and_values(normed_RCD)
         residual, embedding_RCD = (
             model.value_residual(layer, first_RCGK),
@@ -162,16 +154,16 @@ def _embedded(model: GPT, stems: Stems, tokens_RC: Tensor, num_continuations: in
     return torch.cat((first_R1D, smeared_RCD[:, 1:]), dim=1)
 
 
-def _add_bigrams(bigrams: Bigrams, stems: Stems, tokens_RC: Tensor, x_RCD: Tensor, layer: int) -> Tensor:
-    """A continuation's first token makes a pair with its stem's last, if there is one."""
-    num_continuations = len(tokens_RC) // len(stems.lengths_B)
+def _pairs(model: GPT, stems: Stems, tokens_RC: Tensor, num_continuations: int) -> Tensor | None:
+    """Bigrams' embeddings; a continuation's first token pairs with its stem's last, if there is one."""
+    if model.bigrams is None:
+        return None
     before_R1 = stems.last_tokens_B.repeat_interleave(num_continuations)[:, None]
     is_first_R = (stems.lengths_B == 0).repeat_interleave(num_continuations)
-    x_RED = torch.cat((x_RCD[:, :1], x_RCD), dim=1)
-    added_RCD: Tensor = bigrams(x_RED, torch.cat((before_R1, tokens_RC), dim=1), layer)[:, 1:]
-    alone_R1D = bigrams(x_RCD[:, :1], tokens_RC[:, :1], layer)
-    first_R1D = torch.where(is_first_R[:, None, None], alone_R1D, added_RCD[:, :1])
-    return torch.cat((first_R1D, added_RCD[:, 1:]), dim=1)
+    pairs_RCD: Tensor = model.bigrams(torch.cat((before_R1, tokens_RC), dim=1), model.compute_dtype)[:, 1:]
+    alone_R1D = model.bigrams(tokens_RC[:, :1], model.compute_dtype)
+    first_R1D = torch.where(is_first_R[:, None, None], alone_R1D, pairs_RCD[:, :1])
+    return torch.cat((first_R1D, pairs_RCD[:, 1:]), dim=1)
 
 
 def _hidden_keys(stems: Stems, positions_BC: Tensor, window: int, num_continuations: int) -> Tensor:
