@@ -110,9 +110,9 @@ class Smear(nn.Module):
 class Bigrams(nn.Module):
     """Embeds hashed (previous, current) token pairs; every layer adds a learned share of that.
 
-    They are looked up once: by the layer, each would have a gradient of the whole table. The hash of a further
-    table is the op's, of ids times an odd number: that is the same xor of two products with odd multipliers of
-    its own.
+    They are looked up once: by the layer, each would have a gradient of the whole table. The hash of a
+    further table is the op's, of ids times an odd number: that is the same xor of two products with odd
+    multipliers of its own.
     """
 
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
