@@ -14,7 +14,7 @@ from bench.proving.subject import subject
 from kernels.choices import IMPLEMENTATIONS, REFERENCE, provable
 
 NUM_EXAMPLES = 25
-NUM_INTERPRETED = 2  # the interpreter takes 0.1 to 0.6 s an example; slow tests draw more
+NUM_INTERPRETED, NUM_SLOW_EXAMPLES = 2, 15  # the interpreter takes 0.1 to 0.6 s an example
 CASES = [
     pytest.param(op, name, prop, id=f"{op}-{name}-{prop.__name__}")
     for op in IMPLEMENTATIONS
@@ -37,7 +37,7 @@ def test_property(op: str, name: str, prop: Property) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "name", "prop"), [case for case in CASES if case.values[1] == "triton"])
 def test_property_of_interpreted_kernel(op: str, name: str, prop: Property) -> None:
-    check(prop, subject(op, name, torch.device("cpu")), NUM_EXAMPLES, seed() + 1)
+    check(prop, subject(op, name, torch.device("cpu")), NUM_SLOW_EXAMPLES, seed() + 1)
 
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
