@@ -28,6 +28,9 @@ MASTERS = (torch.float64, torch.float32)
 EQUILIBRATE = {"none": None, "row": -1, "column": -2}  # the dimension along which norms are taken
 # 1 MB of float32 for each of the two temporaries: half of the second-level cache of a core.
 CHUNK_ELEMENTS = 2**18
+# Partial sums in which torch 2.13 adds up a row's squares in float32, whatever the processor's vectors: the
+# same order leaves the same bits.
+LANES = 8
 
 
 def require_direction(
@@ -175,9 +178,13 @@ def neuron_factor_(
 
 def _neuron_norms(update_SMP: Tensor, dim: int, dtype: torch.dtype, compiled: bool) -> Tensor:
     """Norms along `dim`, which is kept."""
+    norms: Tensor
     if compiled and dim == -2:
-        norms: Tensor = _compiled(_column_norms)(update_SMP, dtype)
+        norms = _compiled(_column_norms)(update_SMP, dtype)
         return norms
+    if compiled and update_SMP.is_contiguous() and update_SMP.shape[-1] % LANES == 0:
+        norms = _compiled(_row_norms)(update_SMP.flatten(0, 1), dtype)
+        return norms.view(*update_SMP.shape[:-1], 1)
     # In chunks, since the whole would be cast first.
     parts = [torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype) for (x,) in _chunks(update_SMP)]
     return torch.cat(parts)
@@ -187,9 +194,15 @@ def _column_norms(update_SMP: Tensor, dtype: torch.dtype) -> Tensor:
     return update_SMP.to(dtype).square().sum(-2, keepdim=True).sqrt()
 
 
+def _row_norms(update_NP: Tensor, dtype: torch.dtype) -> Tensor:
+    sums_NL = update_NP.view(update_NP.shape[0], -1, LANES).to(dtype).square().sum(1)
+    first, *others = sums_NL.unbind(1)
+    return torch.sqrt(sum(others, start=first))
+
+
 @cache
 def _compiled(function: Callable[..., Any], contract: str = "off") -> Callable[..., Any]:
-    """One compilation for stacks of any size; `contract` says whether a product and a sum are rounded once."""
+    """One compilation for stacks of any size; `contract`: whether a product and its sum are rounded once."""
     options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": contract}
     return torch.compile(function, dynamic=True, fullgraph=True, options=options)
 
