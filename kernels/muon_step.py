@@ -5,7 +5,9 @@ update is read twice, once for those sums and once to be applied. What is done i
 a few matrices at a time: what lies between them then stays in the cache.
 
 Compiled, the update is applied in one pass, which leaves the bits that the elementary steps leave
-(`_apply_`), and sums over columns are vectors; torch's own kernel adds one number at a time. MS_PER_STAGE
+(`_apply_`), and norms are read from the update as it is, columns side
+by side; torch's own kernel casts the whole first and adds a column's numbers one at a time. One thread, d6,
+processor time, least of 20 or more: all of it 15 ms instead of 56, without the levers 8 instead of 12.
 
 Shapes: S stacked matrices of M x P; a neuron is a row where M >= P, else a column (`reference.neuron_dim`).
 """
