@@ -15,7 +15,7 @@ from kernels.bench_cases import SHAPES, Case, make_case
 from kernels.bench_measure import Rates, Spread, Stopwatch, dtype_name, extra_peak_bytes
 from kernels.bench_run import error_ratios, given, run
 from kernels.choices import REFERENCE, provable
-from kernels.dispatch import implementation
+from kernels.dispatch import COMPILE_THEIR_PASSES, implementation
 
 COMPILED = "reference compiled"
 OUTSIDE_THE_TRUNK = ("linear_cross_entropy", "muon_direction", "polar_express", "muon_update", "adamw")
@@ -56,7 +56,7 @@ def subjects(op: str, device: torch.device, compiled: bool) -> dict[str, Loader]
 
 def _load(op: str, name: str, compiled: bool) -> Callable[..., Any]:
     function = implementation(op, REFERENCE if name == COMPILED else name)
-    if (op, name) == ("linear_cross_entropy", "chunked"):
+    if (op, name) in COMPILE_THEIR_PASSES:
         return partial(function, compiled=compiled)
     if name == COMPILED or (compiled and name != REFERENCE and op not in OUTSIDE_THE_TRUNK):
         made: Callable[..., Any] = torch.compile(function, dynamic=False, fullgraph=True)

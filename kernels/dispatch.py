@@ -29,6 +29,7 @@ _HOMES = {
     ("adamw", "fused"): "kernels.adamw:adamw_",
     ("adamw", "triton"): "kernels.triton_ops.adamw:adamw_",
 }
+COMPILE_THEIR_PASSES = (("linear_cross_entropy", "chunked"), ("muon_update", "in-place"))
 
 
 class Kernels(NamedTuple):
@@ -63,10 +64,12 @@ def bind(choices: tuple[Choice, ...], *, compiled: bool) -> Kernels:
     """The functions behind the choices.
 
     Args:
-        compiled: whether the loss's pass over the logits goes through torch.compile.
+        compiled: whether the loss's pass over the logits and Muon's over its updates go through
+            torch.compile.
     """
     chosen = {choice.op: choice.implementation for choice in choices}
     functions = {op: implementation(op, chosen.get(op, REFERENCE)) for op in Kernels._fields}
-    if chosen.get("linear_cross_entropy") == "chunked":
-        functions["linear_cross_entropy"] = partial(functions["linear_cross_entropy"], compiled=compiled)
+    for op, name in COMPILE_THEIR_PASSES:
+        if chosen.get(op) == name:
+            functions[op] = partial(functions[op], compiled=compiled)
     return Kernels(**functions)

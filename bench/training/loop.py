@@ -214,5 +214,6 @@ def warm_up(trainer: Trainer, rows: int, sequence_length: int, device: torch.dev
     buffer = torch.randint(vocab, (2, rows, sequence_length), generator=generator).to(device)
     batch_loss(trainer, Batch(buffer, Cursor(step=0, micro=0))).backward()  # type: ignore[no-untyped-call]
     trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.optimizer.warm_up()
     if trainer.clip is not None:
         trainer.clip.forget()

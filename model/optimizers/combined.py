@@ -143,25 +143,53 @@ class MuonAdamW(torch.optim.Optimizer):
         stack_SMP = self._stacks[params[0]]
         for param, place in zip(params, stack_SMP, strict=False):
             assert param.data_ptr() == place.data_ptr(), f"a parameter of {group['name']} was moved elsewhere"
-        per_rank = len(stack_SMP) // self.world_size
-        own_SMP = stack_SMP[self.rank * per_rank : (self.rank + 1) * per_rank]
-        num_own = min(max(len(params) - self.rank * per_rank, 0), per_rank)
+        own_SMP, num_own = self._own_matrices(group)
         if num_own:
-            muon_step_(
-                own_SMP[:num_own],
-                grads[0][:num_own],
-                self.state[params[0]],
-                self.kernels,
-                lr=group["base_lr"] * scales.learning_rate * shape_lr_scale(*params[0].shape),
-                momentum=scales.momentum,
-                weight_decay=group["base_weight_decay"] * scales.weight_decay,
-                polar_dtype=self.polar_dtype,
-                constants=group,
-                skip=skip,
-            )
+            state = self.state[params[0]]
+            self._step_matrices(group, own_SMP[:num_own], grads[0][:num_own], state, scales, skip)
         if self.world_size == 1:
             return []
         return [self._start(all_gather, stack_SMP, own_SMP.clone())]
+
+    def _own_matrices(self, group: dict[str, Any]) -> tuple[Tensor, int]:
+        """(this rank's share of the stack, how many matrices of it are not padding)."""
+        stack_SMP = self._stacks[group["params"][0]]
+        per_rank = len(stack_SMP) // self.world_size
+        own_SMP = stack_SMP[self.rank * per_rank : (self.rank + 1) * per_rank]
+        return own_SMP, min(max(len(group["params"]) - self.rank * per_rank, 0), per_rank)
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Have the matrices' step compiled, on zeros; parameters and states stay the same."""
+        for group in self.param_groups:
+            if group["kind"] == "muon":
+                own_SMP, num_own = self._own_matrices(group)
+                if num_own:
+                    zeros_SMP = torch.zeros_like(own_SMP[:num_own])
+                    scales = StepScales(learning_rate=0.0, momentum=0.9, weight_decay=0.0)
+                    self._step_matrices(group, zeros_SMP, zeros_SMP.clone(), {}, scales)
+
+    def _step_matrices(
+        self,
+        group: dict[str, Any],
+        params_SMP: Tensor,
+        grads_SMP: Tensor,
+        state: dict[str, Tensor],
+        scales: StepScales,
+        skip: Skip | None = None,
+    ) -> None:
+        muon_step_(
+            params_SMP,
+            grads_SMP,
+            state,
+            self.kernels,
+            lr=group["base_lr"] * scales.learning_rate * shape_lr_scale(*params_SMP.shape[1:]),
+            momentum=scales.momentum,
+            weight_decay=group["base_weight_decay"] * scales.weight_decay,
+            polar_dtype=self.polar_dtype,
+            constants=group,
+            skip=skip,
+        )
 
     def whole_state(self, group: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
         """State of a parameter as a lone rank holds it; every rank has to ask.

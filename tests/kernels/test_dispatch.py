@@ -73,10 +73,14 @@ def test_nothing_chosen_is_the_reference() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_choice_is_kept(compiled: bool) -> None:
-    kernels = bind((Choice("linear_cross_entropy", "chunked", "a test"),), compiled=compiled)
+    kernels = bind(
+        (Choice("linear_cross_entropy", "chunked", "a test"), Choice("muon_update", "in-place", "a test")),
+        compiled=compiled,
+    )
     assert kernels.attention is reference.sliding_window_attention
-    assert isinstance(kernels.linear_cross_entropy, partial)
-    assert kernels.linear_cross_entropy.keywords == {"compiled": compiled}
+    for function in (kernels.linear_cross_entropy, kernels.muon_update):
+        assert isinstance(function, partial)
+        assert function.keywords == {"compiled": compiled}
 
 
 @given(vocab=st.integers(1, 2**19))

@@ -95,6 +95,29 @@ def test_chunks_of_matrices_are_one_step() -> None:
     torch.testing.assert_close(second, theirs[1])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("normuon", [False, True])
+@pytest.mark.parametrize("shape", [(4, 96, 96), (2, 96, 40), (2, 70, 96), (2, 70, 37), (1, 37, 70)])
+def test_compiled_or_not_the_bits_are_equal(
+    shape: tuple[int, int, int], normuon: bool, renormalise: bool
+) -> None:
+    """A run that was recorded before the passes were compiled still replays."""
+    torch.compiler.reset()  # one function is compiled a limited number of times
+    function, outcomes = implementation("muon_update", "in-place"), []
+    for compiled in (False, True):
+        params, update = stacks(*shape)
+        params[:, 0], update[:, :, 0] = 0.0, 0.0
+        averaged = (shape[0], shape[1], 1) if shape[1] >= shape[2] else (shape[0], 1, shape[2])
+        second = torch.full(averaged, 0.5) if normuon else None
+        for lr, decay in ((0.1, 0.3), (0.07, 0.0)):
+            options: dict[str, Any] = {"lr": lr, "weight_decay": decay, "beta2": 0.9}
+            function(params, update.bfloat16(), second, renormalise=renormalise, compiled=compiled, **options)
+        outcomes.append([params] if second is None else [params, second])
+    assert all(map(torch.equal, *outcomes))
+
+
 def test_the_operators_are_sound() -> None:
     pytest.importorskip("triton")
     from kernels.triton_ops.muon_step import _muon_direction_, _muon_update_
