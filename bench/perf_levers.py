@@ -14,7 +14,7 @@ import torch
 
 from bench.data.loader import Batch, Cursor
 from bench.errors import RecipeError
-from bench.host.allocator import release_garbage
+from bench.host.allocator import release_garbage, tune_allocator
 from bench.host.device import Device, configure, open_device
 from bench.host.machine import detect
 from bench.lever_costs import LIMITS, LeverCost, cost_of
@@ -109,6 +109,8 @@ def _alone(function: Callable[..., T], *arguments: object) -> T:
 
 
 def _device() -> Device:
+    """As a run opens it, in this fresh process."""
+    tune_allocator()
     facts = detect(environment={})
     device = open_device(facts.device_kind)
     configure(device, cpu_cores=facts.cpu_cores)
