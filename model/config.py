@@ -72,6 +72,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     bigram_masked_token: int = -1  # token that is in no pair with the one before it; -1 = none
     fp8: str = "off"  # "tensorwise" or "rowwise": products of the large matrices in training
     fp8_min_dim: int = 0  # ... with no side smaller than this
+    embeddings: str = "float32"  # or "bfloat16": what token and value embeddings are stored in
     observes_logits: bool = False  # attention keeps each head's largest logit
 
     @property
