@@ -207,7 +207,8 @@ class GPT(nn.Module):
     def head_weight(self) -> Tensor:
         """The head's rows of the real vocabulary, [V, D] float32."""
         table = self.wte if self.lm_head is None else self.lm_head
-        return table[: self.config.vocab_size]
+        # Not cut where nothing is to be cut off: the gradient of a slice is a copy of the table's size.
+        return table if len(table) == self.config.vocab_size else table[: self.config.vocab_size]
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Soft-capped logits [B, T, V] in float32, for probes and sampling; training never calls it."""
