@@ -90,9 +90,13 @@ def test_it_is_odd() -> None:
     assert largest(param) > 0
 
 
+# No small fractions: 0.8 m + 0.2 g of bf16 numbers is often halfway between two, where the last bit decides.
+CROOKED = (0.7853, 0.9473)
+
+
 def nanochats_step(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float) -> None:
     """adamw_step_fused of karpathy/nanochat at 92d63d4, which casts to float32 and back."""
-    lr_t, beta1_t, beta2_t = (torch.tensor(x) for x in (lr, *CONSTANTS["betas"]))
+    lr_t, beta1_t, beta2_t = (torch.tensor(x) for x in (lr, *CROOKED))
     eps_t, wd_t, step_t = (
         torch.tensor(x) for x in (CONSTANTS["eps"], CONSTANTS["weight_decay"], float(step))
     )
@@ -111,7 +115,7 @@ def test_of_bf16_parameters_it_is_nanochats(seed: int, kernels: Kernels) -> None
     """Step by step from the same state; a number between two of bf16 may go to either."""
     generator = torch.Generator().manual_seed(seed)
     ours = torch.randn(40, 7, generator=generator).bfloat16()
-    constants, state = group(), {}  # type: dict[str, Any], dict[str, Tensor]
+    constants, state = group(betas=CROOKED), {}  # type: dict[str, Any], dict[str, Tensor]
     theirs = [torch.zeros_like(ours), torch.zeros_like(ours)]
     for step in range(1, 9):
         param, grad = ours.clone(), (torch.randn(40, 7, generator=generator) / 100).bfloat16()
@@ -119,7 +123,7 @@ def test_of_bf16_parameters_it_is_nanochats(seed: int, kernels: Kernels) -> None
         nanochats_step(param, grad, *theirs, step, 0.02)
         for mine, other in zip((ours, *state.values()), (param, *theirs), strict=True):
             assert mine.dtype == torch.bfloat16
-            assert (mine != other).float().mean() < 0.02
+            assert (mine != other).sum() <= 2
             torch.testing.assert_close(mine, other, rtol=2**-7, atol=1e-8)
             other.copy_(mine)
 
