@@ -200,8 +200,13 @@ def _muon_step(space: Workspace, base: Recipe, muon: Muon, device: Device) -> Ca
     trainer = build_trainer(plan, device.torch_device, dtype, SEED)
     ours, generator = trainer.optimizer, torch.Generator().manual_seed(SEED)
     ours.param_groups = [group for group in ours.param_groups if group["kind"] == "muon"]
-    for group in ours.param_groups:
-        for param in group["params"]:
-            param.grad = torch.randn(param.shape, generator=generator).to(param.device)
+    params = [param for group in ours.param_groups for param in group["params"]]
+    grads = [torch.randn(param.shape, generator=generator).to(param.device) for param in params]
     scales = StepScales(learning_rate=1e-3, momentum=0.95, weight_decay=1.0)
-    return lambda: ours.step(scales)
+
+    def step() -> None:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+        ours.step(scales)
+
+    return step

@@ -1,7 +1,8 @@
 """AdamW by torch's fused step: one pass over parameters, gradients and moments.
 
 Moments in bf16 stall: for a constant squared gradient of 1 and beta2 = 0.995 the average stops at 0.61, and
-updates become 1.28x too large. So moments are float32 whatever the parameters are.
+updates become 1.28x too large. They are taken all the same, of bf16 parameters with bf16 gradients, since
+nanochat's embeddings have them; the arithmetic is float32's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from kernels.arguments import require, require_device, require_dtype, require_sh
 from kernels.counting import ran
 
 PARAMETERS = (torch.float64, torch.float32, torch.bfloat16)
-MOMENTS = (torch.float64, torch.float32)
+MOMENTS = (torch.float64, torch.float32, torch.bfloat16)
 
 
 def require_adamw(
@@ -70,8 +71,9 @@ def adamw_(
 ) -> None:
     """One decoupled AdamW step of each parameter, in place. Reference: `reference.adamw_`.
 
-    torch's step wants everything in one type and takes no strides: what is not so (bf16 parameters, views)
-    is copied and, where it is changed, copied back.
+    torch's step wants everything in one type and takes no strides: what is not so (bf16 parameters with
+    float32 moments, views) is copied and, where it is changed, copied back. All in bf16, it works in float32
+    and rounds once.
     """
     require_adamw(params, grads, exp_avgs, exp_avg_sqs, step, MOMENTS)
     ran("adamw", "fused")

@@ -3,7 +3,7 @@
 Left to Inductor, the backward becomes float32 atomic adds (torch 2.13, CPU and CUDA): their order, and so
 the bits of the gradient, change from run to run. As one opaque op it is ATen's sorted segment sum instead.
 
-Shapes: B batch, T tokens, N tokens in all, V vocabulary, D width.
+Shapes: B batch, T tokens, N tokens in all, V vocabulary, D width, C some of its columns.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from kernels.reference import accumulation_dtype
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ID_DTYPES = (torch.int64, torch.int32)
+COLUMNS_AT_ONCE = 64  # of a table in another dtype than its sum: 8 MB of sums at V = 32768, not all of them
 
 
 def require_embedding_arguments(
@@ -52,9 +53,20 @@ def _(weight_VD: Tensor, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
 @torch.library.custom_op("speedrun::embedding_gradient", mutates_args=())
 def sum_rows(rows_BTD: Tensor, ids_BT: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
     """The sum of the rows of every id, [num_rows, D] in `dtype`; summed in float32 at least."""
-    rows_ND = rows_BTD.to(accumulation_dtype(rows_BTD)).reshape(-1, rows_BTD.shape[-1])
-    sum_VD: Tensor = torch.ops.aten.embedding_dense_backward(rows_ND, ids_BT.reshape(-1), num_rows, -1, False)
-    return sum_VD.to(dtype)
+    accumulated = accumulation_dtype(rows_BTD)
+    rows_ND, ids_N = rows_BTD.reshape(-1, rows_BTD.shape[-1]), ids_BT.reshape(-1)
+    if dtype == accumulated:
+        return _sum(rows_ND.to(accumulated), ids_N, num_rows)
+    sum_VD = rows_ND.new_empty((num_rows, rows_ND.shape[1]), dtype=dtype)
+    for first in range(0, rows_ND.shape[1], COLUMNS_AT_ONCE):
+        columns = slice(first, first + COLUMNS_AT_ONCE)
+        sum_VD[:, columns] = _sum(rows_ND[:, columns].to(accumulated), ids_N, num_rows)
+    return sum_VD
+
+
+def _sum(rows_ND: Tensor, ids_N: Tensor, num_rows: int) -> Tensor:
+    sum_VD: Tensor = torch.ops.aten.embedding_dense_backward(rows_ND, ids_N, num_rows, -1, False)
+    return sum_VD
 
 
 @sum_rows.register_fake

@@ -159,10 +159,13 @@ def _keep_inputs(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _keep_gradients(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)  # else torch makes zeros for the outputs without one: of the head's size
     ctx.save_for_backward(output[1], output[2])
 
 
 def _scale_gradients(ctx, upstream, _grad_hidden, _grad_weight):  # type: ignore[no-untyped-def]
+    if upstream is None:  # no one asked for the loss's derivative
+        return (None,) * 7
     grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
     return grad_hidden_ND * upstream, grad_weight_VD * upstream, None, None, None, None, None
 

@@ -257,20 +257,24 @@ def adamw_(
 ) -> None:
     """One decoupled AdamW step of each parameter, in place (arXiv 1711.05101).
 
-    Parameters and gradients may be bf16; the arithmetic and the moments are float32 (or float64).
+    Parameters and gradients may be bf16, and then the moments, too; the arithmetic is float32 (or float64),
+    and the step is taken from the moments before they are rounded.
 
     Args:
         step: of this step, from 1 on; a tensor of no dimension where only the device knows it.
     """
     beta1, beta2 = betas
     for param, grad, exp_avg, exp_avg_sq in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
-        grad = grad.to(exp_avg.dtype)
-        exp_avg.lerp_(grad, 1.0 - beta1)
-        exp_avg_sq.lerp_(grad.square(), 1.0 - beta2)
-        first, second = (_bias_correction(beta, step, exp_avg.dtype) for beta in betas)
-        denominator = (exp_avg_sq / second).sqrt() + eps
-        decayed = param.to(exp_avg.dtype) * (1.0 - lr * weight_decay)
-        param.copy_(decayed - lr / first * exp_avg / denominator)
+        dtype = accumulation_dtype(exp_avg)
+        grad, average, square = (tensor.to(dtype) for tensor in (grad, exp_avg, exp_avg_sq))
+        average.lerp_(grad, 1.0 - beta1)
+        square.lerp_(grad.square(), 1.0 - beta2)
+        first, second = (_bias_correction(beta, step, dtype) for beta in betas)
+        denominator = (square / second).sqrt() + eps
+        decayed = param.to(dtype) * (1.0 - lr * weight_decay)
+        param.copy_(decayed - lr / first * average / denominator)
+        exp_avg.copy_(average)
+        exp_avg_sq.copy_(square)
 
 
 def _bias_correction(beta: float, step: int | Tensor, dtype: torch.dtype) -> float | Tensor:

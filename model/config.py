@@ -5,6 +5,8 @@ The plan derives it from a recipe; nothing here is a default of the benchmark. I
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 # The vocabulary is padded to a multiple of this, so that the head's GEMM has aligned rows.
@@ -72,6 +74,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     bigram_masked_token: int = -1  # token that is in no pair with the one before it; -1 = none
     fp8: str = "off"  # "tensorwise" or "rowwise": products of the large matrices in training
     fp8_min_dim: int = 0  # ... with no side smaller than this
+    embeddings: Literal["float32", "bfloat16"] = "float32"  # what token and value embeddings are stored in
     observes_logits: bool = False  # attention keeps each head's largest logit
 
     @property

@@ -27,6 +27,12 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     }
 
 
+def bfloat16_parameters(config: ModelConfig) -> int:
+    """Parameters stored in bfloat16, their gradients and moments with them; all others are in float32."""
+    groups = parameters(config)
+    return 0 if config.embeddings == "float32" else groups["wte"] + groups["value_embeds"]
+
+
 def scaling_parameters(config: ModelConfig) -> int:
     """The N of tokens = ratio x N: transformer matrices and head (nanochat dev/LOG.md, 27 January 2026)."""
     groups = parameters(config)

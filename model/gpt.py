@@ -1,8 +1,8 @@
 """nanochat's GPT of Run 6: rotary positions, QK norm, relu^2, untied head, value embeddings, smear, backout.
 
-Parameters are float32 masters; activations are in one explicit compute dtype. The module is built on the meta
-device and filled by `model.initial` only. `forward` ends at the hidden states: the head belongs to the loss,
-which never holds all logits.
+Parameters are float32 masters, but for embeddings where the config says bfloat16; activations are in one
+explicit compute dtype. The module is built on the meta device and filled by `model.initial` only. `forward`
+ends at the hidden states: the head belongs to the loss, which never holds all logits.
 
 Shapes: B batch, T tokens, D width, V vocabulary, L depth.
 """
@@ -154,10 +154,11 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype, kernels: Kernels) -> None:
         super().__init__()
         self.config, self.compute_dtype, self.kernels = config, compute_dtype, kernels
-        self.wte = nn.Parameter(torch.empty(config.vocab_padded, config.width))
+        tables = getattr(torch, config.embeddings)
+        self.wte = nn.Parameter(torch.empty(config.vocab_padded, config.width, dtype=tables))
         self.value_embeds = nn.ParameterDict(
             {
-                str(layer): nn.Parameter(torch.empty(config.vocab_padded, config.kv_width))
+                str(layer): nn.Parameter(torch.empty(config.vocab_padded, config.kv_width, dtype=tables))
                 for layer in config.value_embedding_layers
             }
         )
@@ -215,7 +216,8 @@ class GPT(nn.Module):
     def head_weight(self) -> Tensor:
         """The head's rows of the real vocabulary, [V, D] float32."""
         table = self.wte if self.lm_head is None else self.lm_head
-        return table[: self.config.vocab_size]
+        # Not cut where nothing is to be cut off: the gradient of a slice is a copy of the table's size.
+        return table if len(table) == self.config.vocab_size else table[: self.config.vocab_size]
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Soft-capped logits [B, T, V] in float32, for probes and sampling; training never calls it."""

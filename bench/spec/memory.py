@@ -8,7 +8,7 @@ import msgspec
 
 from kernels.choices import rows_per_chunk
 from model.config import ModelConfig
-from model.flops import MLP_EXPANSION, parameters
+from model.flops import MLP_EXPANSION, bfloat16_parameters, parameters
 
 # Tensors of the width of the residual stream that a layer keeps for its backward: counted in the compiled
 # graph (torch 2.13, CPU, d4: 47 in 4 layers).
@@ -65,14 +65,15 @@ def estimate_memory(
     compute_bytes = 4 if dtype == "float32" else 2
     tokens = sequences * config.sequence_length
     cast = (matrices + groups["lm_head"]) * compute_bytes if compute_bytes != 4 else 0
-    moments = 4 * matrices + 8 * (total - matrices)
+    halved = bfloat16_parameters(config)
+    moments = 4 * matrices + 8 * (total - matrices) - 4 * halved
     is_half = dtype == "float16"  # whose loss and MLP are the references, and whose steps may be skipped
     rows = tokens if is_half else min(rows_per_chunk(config.vocab_size), tokens)
     logit_bytes = WHOLE_LOGIT_BYTES if is_half else 2 * compute_bytes + 4
     return MemoryEstimate(
         process_bytes=PROCESS_BYTES[device_kind],
-        weights_bytes=4 * total + cast,
-        gradients_bytes=4 * total,
+        weights_bytes=4 * total - 2 * halved + cast,
+        gradients_bytes=4 * total - 2 * halved,
         optimizer_bytes=(moments + (skippable_bytes(config) if is_half else 0)) // world_size,
         activations_bytes=tokens
         * activation_bytes_per_token(config, compute_bytes, keeps_squares_only=not is_half)

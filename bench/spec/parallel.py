@@ -1,10 +1,10 @@
 """What a step takes on several devices, from the rate of one and the bandwidth of their links.
 
 The optimizer reduce-scatters every gradient and all-gathers every parameter (ZeRO-2; model/optimizers/
-combined.py), both as float32 and after the backward pass, so
+combined.py), both in the parameter's dtype and after the backward pass, so
 
     step = FLOPs of the step / (N x rate of one device) + (reduce-scatter + all-gather)
-    each = (N - 1) / N x 4 bytes x parameters / bandwidth + (N - 1) x latency x collectives
+    each = (N - 1) / N x bytes of the parameters / bandwidth + (N - 1) x latency x collectives
 
 with N devices in a ring, whose slowest link decides: among machines the network's share of one device. That
 collectives of one group overlap with the update of another is left out: the step is an upper bound by it.
@@ -17,8 +17,9 @@ import msgspec
 
 from bench.errors import RecipeError
 from bench.spec.plan import Plan
+from model.flops import bfloat16_parameters
 
-BYTES_OF_A_NUMBER = 4
+BYTES_OF_A_NUMBER = 4  # but of those in bfloat16
 # One hop of NCCL's ring inside a machine is some 5 to 10 microseconds; it decides nothing at these sizes.
 LATENCY_S = 1e-5
 
@@ -65,8 +66,9 @@ def predict(plan: Plan, nodes: int, links: Links) -> Parallel:
         )
     rate = machine.flops_per_s / machine.device_count
     bandwidth = _bandwidth(world, nodes, links)
-    parameters, collectives = plan.parameters_total, len(plan.parameters)
-    moved = BYTES_OF_A_NUMBER * parameters * (world - 1) // world
+    collectives = len(plan.parameters)
+    size = BYTES_OF_A_NUMBER * plan.parameters_total - 2 * bfloat16_parameters(plan.model)
+    moved = size * (world - 1) // world
     collective_s = moved / bandwidth + (world - 1) * LATENCY_S * collectives if world > 1 else 0.0
     compute_s = plan.batch_tokens * plan.flops_per_token / (world * rate)
     step_s = compute_s + 2 * collective_s
@@ -105,7 +107,7 @@ def parallel_table(one: Parallel) -> str:
     rows = [
         ("devices", f"{one.world_size}", f"of {one.nodes} machine(s)"),
         ("compute", _time(one.compute_s), f"at {one.device_flops_per_s:.4g} FLOP/s a device"),
-        ("reduce-scatter", _time(one.reduce_scatter_s), f"{one.moved_bytes / 1e9:.3f} GB a device, float32"),
+        ("reduce-scatter", _time(one.reduce_scatter_s), f"{one.moved_bytes / 1e9:.3f} GB a device"),
         (
             "all-gather",
             _time(one.all_gather_s),

@@ -145,6 +145,7 @@ def model_config(recipe: Recipe, depth: int | None = None) -> ModelConfig:
         bigram_rows=model.bigram.factor * model.vocab_size,
         bigram_hashes=model.bigram.num_hashes,
         bigram_masked_token=model.vocab_size - NUM_SPECIAL_TOKENS if model.bigram.mask_bos else -1,
+        embeddings=recipe.precision.embeddings,
         fp8=recipe.precision.fp8,
         fp8_min_dim=recipe.precision.fp8_min_dim,
         observes_logits=recipe.optimizer.muon.qk_clip == "logit",

@@ -162,11 +162,24 @@ class Precision(Table, frozen=True, kw_only=True):
     float16 is for devices without bfloat16: the loss is scaled, dynamically and without the host waiting, and
     a step whose gradients overflow is skipped (arXiv 1710.03740). It is evaluated in float16, too: the
     weights are used as they were trained, and 11 bits of mantissa round less than bfloat16's 8.
+
+    Those of embeddings need not be: nanochat keeps its tables in bfloat16 since its first commit (gpt.py:
+    "optimizer can tolerate it and it saves memory"), half the bytes of weights, gradients and both moments. A
+    step that is small beside its weight is then lost, and an average of beta2 = 0.995 stops short of what it
+    averages. Bigram tables stay in float32: nanochat's runs have none (pull 747 and its own of c8d93be to
+    74554be had them in bfloat16).
     """
 
     compute: Annotated[
         Literal["float32", "bfloat16", "float16"], Meta(description="of activations and of weights at use")
     ] = "bfloat16"
+    embeddings: Annotated[
+        Literal["float32", "bfloat16"],
+        Meta(
+            description="of the token and value embeddings' weights, gradients and moments; bfloat16, as in "
+            "nanochat, needs compute = bfloat16"
+        ),
+    ] = "float32"
     initial_loss_scale: Annotated[
         float,
         Meta(

@@ -92,11 +92,28 @@ def contradictions(recipe: Recipe) -> list[str]:
         problems.append("schedule.batch_warmup: tokens and ratio are given, one of them must be")
     if model.latent_attention.kv_rank:
         problems += _without_latents(recipe)
+    problems += _without_masters(recipe)
     if model.value_residual and model.depth == 1:
         problems.append("model.value_residual: one layer has no later one")
     for field in ("ve_gate_channels", "smear_channels"):
         if getattr(model, field) > width:
             problems.append(f"model.{field} = {getattr(model, field)}: more than the width, {width}")
+    return problems
+
+
+def _without_masters(recipe: Recipe) -> list[str]:
+    """Why the embeddings may not be kept in bfloat16."""
+    precision, what = recipe.precision, "precision.embeddings = bfloat16 with"
+    if precision.embeddings == "float32":
+        return []
+    problems = []
+    if precision.compute != "bfloat16":
+        asked = f"compute = {precision.compute}"
+        problems.append(f"{what} {asked}: set embeddings to float32, or compute to bfloat16")
+    if recipe.model.tied_embeddings:
+        problems.append(
+            f"{what} model.tied_embeddings: the table is the head, too, whose masters are float32"
+        )
     return problems
 
 
@@ -235,6 +252,7 @@ LABELS = {
     "batch.tokens": "batch",
     "loss.z_loss": "z-loss",
     "precision.compute": "",
+    "precision.embeddings": "embeddings",
     "precision.initial_loss_scale": "loss scale from",
     "precision.loss_scale_growth_steps": "loss scale doubles after",
     "precision.fp8": "fp8",

@@ -18,6 +18,7 @@ counted at every step.
 | batch_warmup | share of the steps whose batch is smaller |
 | manual_gc | share of the steps after which garbage was collected |
 | z_loss | its mean share of the loss on the validation tokens |
+| bfloat16_embeddings | share of the entries that float32 would move whose step, the last once more, is lost |
 | fp8 | share of the FLOPs of products with parameters |
 | loss_scaling | binary logarithm of the last scale: 0 where losses are no longer multiplied |
 | steps_not_skipped | share of the steps whose gradients did not overflow float16 |
@@ -39,6 +40,7 @@ from bench.training.loop import Trainer
 from kernels.reference import SMALLEST_NORM, SMALLEST_SECOND_MOMENT, polar_express
 from model.flops import fp8_share
 from model.gpt import Block
+from model.schedule import learning_rate_scale
 
 
 @torch.no_grad()
@@ -60,6 +62,8 @@ def activity(plan: Plan, trainer: Trainer, prepared: Prepared) -> dict[str, floa
         counters["z_loss"] = _z_loss_share(trainer, prepared)
     if plan.recipe.precision.fp8 != "off":
         counters["fp8"] = fp8_share(plan.model)
+    if plan.recipe.precision.embeddings == "bfloat16":
+        counters["bfloat16_embeddings"] = _share_lost_to_rounding(plan, trainer)
     if trainer.scaler is not None:
         _, skipped, seen = trainer.scaler.counts.tolist()
         counters["loss_scaling"] = float(trainer.scaler.scale.log2())
@@ -86,6 +90,30 @@ def _of_model(trainer: Trainer) -> Iterator[tuple[str, float]]:
     if model.bigrams is not None:
         tables = [model.bigrams.table, *model.bigrams.further_tables]
         yield "bigram", float(model.bigrams.lambdas.abs().mean()) * min(_rms([table]) for table in tables)
+
+
+def _share_lost_to_rounding(plan: Plan, trainer: Trainer) -> float:
+    """Lost steps of bfloat16 tables among those that float32 would take; decay is part of a step."""
+    rate = learning_rate_scale(plan.iterations - 1, plan.iterations, plan.schedule)
+    taken = lost = 0
+    for group in trainer.optimizer.param_groups:
+        for param in group["params"]:
+            if param.dtype == torch.bfloat16:
+                before, after = param.float(), _stepped_again(group, param, trainer, rate)
+                moves = after != before
+                taken += int(moves.sum())
+                lost += int((moves & (after.bfloat16() == param)).sum())
+    return lost / max(taken, 1)
+
+
+def _stepped_again(group: dict[str, Any], param: Tensor, trainer: Trainer, rate: float) -> Tensor:
+    """The parameter after AdamW's step from the moments as they are, in float32."""
+    state, lr = trainer.optimizer.whole_state(group, param), group["base_lr"] * rate
+    first, second = (1.0 - float(beta) ** group["step"] for beta in group["betas"])
+    root = (state["exp_avg_sq"].float() / second).sqrt() + group["eps"]
+    step: Tensor = lr / first * state["exp_avg"].float() / root
+    decay: float = lr * group["base_weight_decay"]
+    return param.float() * (1.0 - decay) - step
 
 
 def _rms(tensors: list[Tensor]) -> float:

@@ -202,7 +202,6 @@ def _step(trainer: Trainer, batches: Iterator[Batch], accumulation: int, scales:
     trainer.optimizer.step(scales, None if trainer.scaler is None else trainer.scaler.unscale_())
     if trainer.clip is not None:
         trainer.clip()
-    trainer.optimizer.zero_grad(set_to_none=True)
     assert total is not None
     return total
 

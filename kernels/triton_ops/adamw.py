@@ -49,13 +49,13 @@ def _adamw(p_like, g_like, m_like, v_like, table_ptr, num_rows, rest1, rest2, sc
     inside = at < numel
     p = tl.load(p_ptr + at, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    m = tl.load(m_ptr + at, mask=inside, other=0.0)
-    v = tl.load(v_ptr + at, mask=inside, other=0.0)
+    m = tl.load(m_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(v_ptr + at, mask=inside, other=0.0).to(tl.float32)
     m = tl.where(rest1 < 0.5, m + rest1 * (g - m), g - (g - m) * (1.0 - rest1))
     v = tl.where(rest2 < 0.5, v + rest2 * (g * g - v), g * g - (g * g - v) * (1.0 - rest2))
     p = p * decay - rate * tl.div_rn(m, tl.sqrt_rn(v * scale2) + eps)
-    tl.store(m_ptr + at, m, mask=inside)
-    tl.store(v_ptr + at, v, mask=inside)
+    tl.store(m_ptr + at, m.to(m_like.dtype.element_ty), mask=inside)
+    tl.store(v_ptr + at, v.to(v_like.dtype.element_ty), mask=inside)
     tl.store(p_ptr + at, p.to(p_like.dtype.element_ty), mask=inside)
 
 
@@ -141,21 +141,22 @@ def adamw_(
 ) -> None:
     """One decoupled AdamW step of each parameter, in place. Reference: `reference.adamw_`.
 
-    Moments are float32, parameters and gradients float32 or bf16, the step count is the host's.
+    Moments are float32, parameters and gradients float32 or bf16, or all is bf16; the step count is the
+    host's.
     """
     if isinstance(step, Tensor):
         raise TypeError("step: a tensor, expected a number: bias corrections are computed on the host")
-    require_adamw(params, grads, exp_avgs, exp_avg_sqs, step, (torch.float32,))
+    require_adamw(params, grads, exp_avgs, exp_avg_sqs, step, (torch.float32, torch.bfloat16))
     tensors = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs))
     _adamw_(*tensors, step, lr, *betas, eps, weight_decay)
 
 
 def specimens(arch: int) -> list[Specimen]:
-    """Float32 and bf16 parameters, up to 16 in one launch."""
+    """Float32 and bf16 parameters, and bf16 ones with bf16 moments; up to 16 in one launch."""
     numbers = dict.fromkeys(("rest1", "rest2", "scale2", "rate", "decay", "eps"), "fp32")
     found = []
-    for kind in ("*fp32", "*bf16"):
-        pointers = {"p_like": kind, "g_like": kind, "m_like": "*fp32", "v_like": "*fp32", "table_ptr": "*i64"}
+    for kind, moment in (("*fp32", "*fp32"), ("*bf16", "*fp32"), ("*bf16", "*bf16")):
+        pointers = {"p_like": kind, "g_like": kind, "m_like": moment, "v_like": moment, "table_ptr": "*i64"}
         signature = pointers | {"num_rows": "i32"} | numbers
         constants = {"ALIGNED": True, "ROWS": 16}
         found.append(Specimen(_adamw, signature, constants, _CONFIG[arch], tuple(pointers), False))

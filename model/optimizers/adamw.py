@@ -1,4 +1,4 @@
-"""AdamW's state and step for one group: moments in float32 whatever the parameters are, one step count."""
+"""AdamW's state and step for one group: moments of the parameter's own type, one step count."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ def adamw_step_(
     """
     for param, state in zip(params, states, strict=True):
         if not state:
-            dtype = torch.promote_types(param.dtype, torch.float32)
-            state["exp_avg"] = torch.zeros_like(param, dtype=dtype)
-            state["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype)
+            state["exp_avg"] = torch.zeros_like(param)
+            state["exp_avg_sq"] = torch.zeros_like(param)
     group["step"] += 1
     step = group["step"] if skip is None else group["step"] - skip.before
     first, second = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))

@@ -65,15 +65,16 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, scales: StepScales, skip: Skip | None = None) -> None:  # type: ignore[override]
-        """One step in place with this step's multipliers and momentum; gradients are consumed.
+        """One step in place with this step's multipliers and momentum; gradients are freed, group by group.
 
         Args:
             skip: whether the device leaves the whole step out, on all ranks alike (`LossScaler`).
         """
-        groups = self.param_groups
-        reduced = [self._reduce_muon(g) if g["kind"] == "muon" else self._reduce_adamw(g) for g in groups]
+        reduced: Iterable[tuple[list[Tensor], list[dist.Work]]] = map(self._reduce, self.param_groups)
+        if self.world_size > 1:  # all are on their way before the first is waited for
+            reduced = list(reduced)
         gathers: list[dist.Work] = []
-        for group, (slices, works) in zip(groups, reduced, strict=True):
+        for group, (slices, works) in zip(self.param_groups, reduced, strict=True):
             for work in works:
                 work.wait()
             step = self._step_muon if group["kind"] == "muon" else self._step_adamw
@@ -84,6 +85,13 @@ class MuonAdamW(torch.optim.Optimizer):
     def _sharded(self, param: Tensor) -> bool:
         """Whether AdamW shards this parameter by rows."""
         return self.world_size > 1 and param.ndim > 1 and param.shape[0] % self.world_size == 0
+
+    def _reduce(self, group: dict[str, Any]) -> tuple[list[Tensor], list[dist.Work]]:
+        """What this rank owns of the group's gradients, and what to wait for first; parameters keep none."""
+        own, works = self._reduce_muon(group) if group["kind"] == "muon" else self._reduce_adamw(group)
+        for param in group["params"]:
+            param.grad = None
+        return own, works
 
     def _reduce_adamw(self, group: dict[str, Any]) -> tuple[list[Tensor], list[dist.Work]]:
         slices, works = [], []

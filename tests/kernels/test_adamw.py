@@ -41,8 +41,10 @@ def test_what_is_wrong_is_named(name: str) -> None:
         function(p, g[:1], m, v, 1, **NUMBERS)
     with pytest.raises(ValueError, match=r"exp_avg_sqs\[1\]: shape \[3, 4\], expected \[64, 32\]"):
         function(p, g, m, [v[0], v[0]], 1, **NUMBERS)
-    with pytest.raises(TypeError, match=r"exp_avgs\[0\]: dtype bfloat16"):
-        function(p, g, [x.bfloat16() for x in m], v, 1, **NUMBERS)
+    with pytest.raises(TypeError, match=r"exp_avgs\[0\]: dtype float16"):
+        function(p, g, [x.half() for x in m], v, 1, **NUMBERS)
+    with pytest.raises(TypeError, match=r"params\[0\]: dtype float32, expected bfloat16"):
+        function(p, g, *([x.bfloat16() for x in moments] for moments in (m, v)), 1, **NUMBERS)
     with pytest.raises(TypeError, match=r"grads\[1\]: dtype float16"):
         function(p, [g[0], g[1].half()], m, v, 1, **NUMBERS)
     with pytest.raises(TypeError, match=r"exp_avgs\[1\]: dtype float64, expected float32"):

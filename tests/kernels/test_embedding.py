@@ -76,6 +76,17 @@ def test_the_gradient_has_the_tables_dtype(dtype: torch.dtype) -> None:
     assert torch.autograd.grad(rows.sum(), weight)[0].dtype == dtype
 
 
+@pytest.mark.parametrize("width", [1, 64, 65, 200])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sum_in_another_dtype_is_float32s_rounded_once(width: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.randn(500, width, generator=generator).to(dtype)
+    ids = torch.randint(0, 9, (500,), generator=generator)
+    exact = torch.zeros(9, width).index_add_(0, ids, rows.float())
+    assert torch.equal(sum_rows(rows, ids, 9, torch.float32).to(dtype), sum_rows(rows, ids, 9, dtype))
+    torch.testing.assert_close(sum_rows(rows, ids, 9, torch.float32), exact)
+
+
 def test_gradients_are_the_derivatives() -> None:
     weight = table(torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda weight: embedding(weight, TOKENS, torch.float64), weight)

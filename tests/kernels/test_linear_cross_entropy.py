@@ -187,6 +187,29 @@ def test_a_graph_can_be_walked_twice(loss: Loss) -> None:
     assert torch.equal(first, second)
 
 
+class Made(TorchDispatchMode):
+    """Names of the operators that give a tensor of this shape."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.names = shape, []  # type: torch.Size, list[str]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.shape == self.shape:
+            self.names.append(str(func))
+        return made
+
+
+def test_the_backward_makes_one_tensor_of_the_heads_size(loss: Loss) -> None:
+    """Its gradient: no zeros for those outputs of the op that have none."""
+    hidden, weight, targets = problem(9, 4, 6)
+    result = loss(hidden.requires_grad_(), weight.requires_grad_(), targets, 15.0)
+    with Made(weight.shape) as made:
+        result.backward()  # type: ignore[no-untyped-call]
+    assert set(made.names) - {"aten.detach.default"} == {"aten.mul.Tensor"}
+
+
 def test_every_call_is_counted(name: str, loss: Loss) -> None:
     counted = f"linear_cross_entropy/{name}"
     before = dispatches().get(counted, 0)

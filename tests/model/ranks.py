@@ -34,11 +34,14 @@ MUON_CONSTANTS = {
 KERNELS = bind(choose("cpu"), compiled=False)
 
 
-def parameters() -> list[list[nn.Parameter]]:
-    """The groups' parameters, Muon's first; the same in every process."""
+def parameters(tables: torch.dtype = torch.float32) -> list[list[nn.Parameter]]:
+    """The groups' parameters, Muon's first; the same in every process. AdamW's first are in `tables`."""
     generator = torch.Generator().manual_seed(0)
-    shapes = MUON_SHAPES + ADAMW_SHAPES
-    return [[nn.Parameter(torch.randn(shape, generator=generator)) for shape in group] for group in shapes]
+    groups = [
+        [torch.randn(each, generator=generator) for each in group] for group in MUON_SHAPES + ADAMW_SHAPES
+    ]
+    groups[len(MUON_SHAPES)] = [each.to(tables) for each in groups[len(MUON_SHAPES)]]
+    return [[nn.Parameter(each) for each in group] for group in groups]
 
 
 def optimizer(params: list[list[nn.Parameter]], process_group: Any = None) -> MuonAdamW:
@@ -52,10 +55,10 @@ def optimizer(params: list[list[nn.Parameter]], process_group: Any = None) -> Mu
     return MuonAdamW(groups, torch.float32, KERNELS, process_group)
 
 
-def gradients(step: int, rank: int) -> list[list[torch.Tensor]]:
+def gradients(step: int, rank: int, tables: torch.dtype = torch.float32) -> list[list[torch.Tensor]]:
     """What this rank's batch gives at this step."""
     generator = torch.Generator().manual_seed(1000 * step + rank)
-    return [[torch.randn(p.shape, generator=generator) for p in group] for group in parameters()]
+    return [[torch.randn(p.shape, generator=generator).to(p) for p in group] for group in parameters(tables)]
 
 
 def scales(step: int) -> StepScales:
@@ -87,13 +90,22 @@ def run_rank(rank: int, folder: str, steps: Callable[[int, Any], dict[str, Any]]
 
 
 def steps_of_rank(rank: int, process_group: dist.ProcessGroup) -> dict[str, Any]:
-    """The parameters after the steps, and this rank's share of the momenta of each Muon group."""
-    params = parameters()
+    """The parameters after the steps, this rank's share of each Muon group's momenta, and tables in bf16."""
+    params, halved = (taken(rank, process_group, tables) for tables in (torch.float32, torch.bfloat16))
+    outcome = {"params": [[p.data for p in group] for group in params[0]], "momenta": momenta(*params)}
+    return outcome | {"tables": [p.data for p in halved[0][len(MUON_SHAPES)]]}
+
+
+def taken(
+    rank: int, process_group: dist.ProcessGroup, tables: torch.dtype
+) -> tuple[list[list[nn.Parameter]], MuonAdamW]:
+    """The parameters after the steps, and the optimizer that took them."""
+    params = parameters(tables)
     ours = optimizer(params, process_group)
     for step in range(NUM_STEPS):
-        give(params, gradients(step, rank))
+        give(params, gradients(step, rank, tables))
         ours.step(scales(step))
-    return {"params": [[p.data for p in group] for group in params], "momenta": momenta(params, ours)}
+    return params, ours
 
 
 def scaled_steps_of_rank(rank: int, process_group: dist.ProcessGroup) -> dict[str, Any]:

@@ -17,12 +17,14 @@ from bench.proving.bounds import largest
 from tests.model import ranks
 
 
-def alone(num_steps: int, world_size: int = 1) -> tuple[list[list[nn.Parameter]], ranks.MuonAdamW]:
+def alone(
+    num_steps: int, world_size: int = 1, tables: torch.dtype = torch.float32
+) -> tuple[list[list[nn.Parameter]], ranks.MuonAdamW]:
     """One rank's steps on the gradients that `world_size` ranks have on average."""
-    params = ranks.parameters()
+    params = ranks.parameters(tables)
     ours = ranks.optimizer(params)
     for step in range(num_steps):
-        each = [ranks.gradients(step, rank) for rank in range(world_size)]
+        each = [ranks.gradients(step, rank, tables) for rank in range(world_size)]
         mean = [[sum(g) / world_size for g in zip(*group, strict=True)] for group in zip(*each, strict=True)]
         ranks.give(params, mean)  # type: ignore[arg-type]
         ours.step(ranks.scales(step))
@@ -59,6 +61,19 @@ def test_each_momentum_is_held_once_and_is_of_the_mean_gradient(
         shares = [result["momenta"][group] for result in results[world_size]]
         torch.testing.assert_close(torch.cat(shares), momenta)
         assert len(momenta) == 1 or max(map(len, shares)) < len(momenta)
+
+
+@pytest.mark.parametrize("world_size", ranks.WORLD_SIZES)
+def test_ranks_share_tables_in_bf16(results: dict[int, list[dict[str, Any]]], world_size: int) -> None:
+    """The sum of two is the same in either order, that of three is rounded otherwise."""
+    params, ours = alone(ranks.NUM_STEPS, world_size, torch.bfloat16)
+    tables = params[len(ranks.MUON_SHAPES)]
+    for i, table in enumerate(tables):
+        assert {moment.dtype for moment in ours.state[table].values()} == {torch.bfloat16}
+        for result in results[world_size]:
+            found = result["tables"][i]
+            assert torch.equal(found, results[world_size][0]["tables"][i]), "ranks differ"
+            torch.testing.assert_close(found, table.data, atol=0.0, rtol=0.0 if world_size == 2 else 2**-6)
 
 
 def test_a_tall_matrix_moves_further_than_its_transpose() -> None:
@@ -118,6 +133,26 @@ def test_a_groups_parameters_are_updated_where_they_lie() -> None:
     ranks.give(params, ranks.gradients(1, 0))
     with pytest.raises(AssertionError, match="a parameter of group 0 was moved elsewhere"):
         ours.step(ranks.scales(1))
+
+
+def test_gradients_are_freed_group_by_group() -> None:
+    params = ranks.parameters()
+    ours, held = ranks.optimizer(params), []
+    kernel = ours.kernels.adamw
+
+    def counting(*arguments: Any, **constants: Any) -> None:
+        held.append([[param.grad is not None for param in group] for group in params])
+        kernel(*arguments, **constants)
+
+    ours.kernels = ours.kernels._replace(adamw=counting)
+    ranks.give(params, ranks.gradients(0, 0))
+    ours.step(ranks.scales(0))
+    num_adamw = len(ranks.ADAMW_SHAPES)
+    for i, each in enumerate(held):
+        still = num_adamw - 1 - i
+        assert [all(group) for group in each] == [False] * (len(params) - still) + [True] * still
+    assert len(held) == num_adamw
+    assert not any(param.grad is not None for param in chain(*params))
 
 
 def test_steps_are_counted_once_a_group() -> None:

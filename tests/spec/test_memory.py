@@ -54,6 +54,21 @@ def test_models_beyond_counting_are_refused() -> None:
         plan(toml + "[horizon]\niterations = 1\n[batch]\ntokens = 70368744177664\ndevice_sequences = 65536")
 
 
+def test_embeddings_in_bfloat16_are_half_of_everything_that_there_is_of_them() -> None:
+    wholes, halves = (
+        estimate_memory(
+            model_config(recipe(f"[precision]\nembeddings = '{dtype}'")), "bfloat16", 4, "cuda", 2
+        )
+        for dtype in ("float32", "bfloat16")
+    )
+    tables = 32768 * 768 * (1 + 6)  # d12: tokens', and values' in every second layer
+    assert wholes.weights_bytes - halves.weights_bytes == 2 * tables
+    assert wholes.gradients_bytes - halves.gradients_bytes == 2 * tables
+    assert wholes.optimizer_bytes - halves.optimizer_bytes == 4 * tables // 2
+    assert wholes.activations_bytes == halves.activations_bytes
+    assert wholes.loss_bytes == halves.loss_bytes
+
+
 def test_float16_is_counted_with_two_bytes_whole_logits_and_what_a_skip_keeps() -> None:
     config = model_config(recipe("[model]\ndepth = 12"))
     sizes = {

@@ -51,6 +51,12 @@ def test_the_formula(world: int, link: float, network: float) -> None:
     )
 
 
+def test_embeddings_in_bfloat16_are_half_to_send() -> None:
+    halved = make_plan(load(SUBMISSIONS / "head.toml", SUBMISSIONS), track("gpt2-8xh100"), H100X8, 2)
+    tables = halved.parameters["wte"] + halved.parameters["value_embeds"]
+    assert predict(halved, 1, LINKS).moved_bytes == predict(planned(2), 1, LINKS).moved_bytes - tables
+
+
 def test_more_devices_are_faster_and_less_efficient() -> None:
     steps = [predict(planned(world), 1, LINKS) for world in (1, 2, 4, 8)]
     assert sorted(steps, key=lambda one: -one.step_s) == steps

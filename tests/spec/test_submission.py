@@ -172,6 +172,15 @@ def test_the_file_itself_must_have_a_name(tmp_path: Path, name: str) -> None:
             "no matrix makes a head's keys alone",
         ),
         ("[model]\ndepth = 1\nvalue_residual = true", "model.value_residual: one layer has no later one"),
+        (
+            "[precision]\nembeddings = 'bfloat16'\ncompute = 'float16'",
+            "set embeddings to float32, or compute to",
+        ),
+        ("[precision]\nembeddings = 'bfloat16'\ncompute = 'float32'", "with compute = float32"),
+        (
+            "[precision]\nembeddings = 'bfloat16'\n[model]\ntied_embeddings = true",
+            "the table is the head, too",
+        ),
         ("[schedule.batch_warmup]\nratio = 0.1\ntokens = 5", "tokens and ratio are given"),
         ("[model]\nkv_group = 5", "model.kv_group = 5: does not divide the 6 heads"),
         (
@@ -240,6 +249,7 @@ def another(field: str, value: object) -> object:
         "optimizer.muon.weight_decay_shape": "linear",
         "schedule.warmdown_shape": "cosine",
         "precision.compute": "float32",
+        "precision.embeddings": "bfloat16",
         "data.dataset": "stdlib",
         "model.kv_group": 2,
         "model.positions": "none",

@@ -54,13 +54,14 @@ STEPS_6000 = {"horizon.param_data_ratio": None, "horizon.iterations": 6000}
 WARMDOWN, NO_CLIP = {"schedule.warmdown_ratio": 0.65}, {"optimizer.muon.qk_clip": "off"}
 D24, LR = {"model.depth": 24}, {"optimizer.muon.lr": 0.025}
 FP8 = {"precision.fp8": "tensorwise"}
+TABLES_BF16 = {"precision.embeddings": "bfloat16"}
 MUON_EQ_PLUS = {"optimizer.muon.equilibrate": "row", "optimizer.muon.renormalise": True}
 RMS = {"kernels.mix_rms_norm": "triton", "kernels.rotary_qk_norm": "triton"}
 CHUNKED = {"kernels.linear_cross_entropy": "chunked"}
 # Recipe -> what it is compared with, and all that sets it apart. v213 of pull 733 is run7 itself.
 CONTROLLED: dict[str, tuple[str, dict[str, Any]]] = {
-    "run6": ("run6-fixed", FP8),
-    "head": ("run6-fixed", FP8 | MUON_EQ_PLUS),
+    "run6": ("run6-fixed", FP8 | TABLES_BF16),
+    "head": ("run6-fixed", FP8 | MUON_EQ_PLUS | TABLES_BF16),
     "run7-tau-off": ("run7", NO_CLIP),
     "v206": ("run7", D24 | WARMDOWN | {"horizon.param_data_ratio": 8.0}),
     "v208": ("run7", STEPS_6000),
@@ -102,6 +103,7 @@ CONTROLLED: dict[str, tuple[str, dict[str, Any]]] = {
     "d4-gqa": ("quick", {"model.kv_group": 2}),
     "d4-mqa": ("d4", {"model.kv_group": 2}),
     "d4-fp16": ("d4", {"precision.compute": "float16"}),
+    "d4-embeddings-bf16": ("d4", TABLES_BF16),
     "d4-fp8-tensorwise": ("d4", FP8),
     "d4-fp8-rowwise": ("d4", {"precision.fp8": "rowwise"}),
     "d4-cosine": ("d4", {"schedule.warmdown_shape": "cosine"}),

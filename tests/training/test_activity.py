@@ -19,6 +19,7 @@ from bench.training.activity import activity
 from bench.training.build import build_trainer, loop_config
 from bench.training.checkpoint import RunState
 from bench.training.loop import StepsDone, Trainer, train, warm_up
+from model.schedule import learning_rate_scale
 from tests import tiny
 from tests.data.shards import prepare_tiny
 
@@ -50,6 +51,10 @@ LEVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bigrams of two hashes": ("bigram", {"model": {"bigram": {"factor": 5, "num_hashes": 2}}}),
     "bigrams within documents": ("bigram", {"model": {"bigram": {"factor": 5, "mask_bos": True}}}),
     "gated attention": ("attention_gate", {"model": {"attention_gate_channels": 12}}),
+    "embeddings in bfloat16": (
+        "bfloat16_embeddings",
+        {"precision": {"compute": "bfloat16", "embeddings": "bfloat16"}},
+    ),
     "fp8": ("fp8", {"precision": {"fp8": "tensorwise", "fp8_min_dim": 32}}),
     "fp8 by row": ("fp8", {"precision": {"fp8": "rowwise", "fp8_min_dim": 32}}),
     "float16": ("loss_scaling", {"precision": {"compute": "float16"}}),
@@ -129,6 +134,27 @@ def test_a_lever_resumes_to_the_bit(
     for (name, one), two in zip(whole.model.named_parameters(), after.model.parameters(), strict=True):
         assert torch.equal(one, two), name
     assert activity(plan, after, prepared) == activity(plan, whole, prepared)
+
+
+def test_steps_lost_to_rounding_are_counted_among_those_that_float32_takes(
+    tmp_path: Path, prepared: Prepared
+) -> None:
+    """Tables of 1: bfloat16's next numbers are 2^-8 below and 2^-7 above, float32's 2^-24 and 2^-23."""
+    plan, trainer = built(tmp_path, precision={"compute": "bfloat16", "embeddings": "bfloat16"})
+    losses(trainer, plan, prepared, 0, STEPS)
+    tables = [trainer.model.wte, *trainer.model.value_embeds.values()]
+    groups = [group for group in trainer.optimizer.param_groups if group["name"] in ("wte", "value_embeds")]
+    for group in groups:
+        group |= {"base_weight_decay": 0.0, "eps": 0.0, "base_lr": 1.0, "betas": (0.0, 0.0)}
+    rate = learning_rate_scale(plan.iterations - 1, plan.iterations, plan.schedule)
+    for table in tables:
+        state = trainer.optimizer.state[table]
+        table.data.fill_(1.0)
+        state["exp_avg_sq"].fill_(rate**2)
+        # A quarter each: kept, lost, too small for float32, none at all.
+        for quarter, step in zip(state["exp_avg"].chunk(4), (2**-5, 2**-12, 2**-30, 0.0), strict=True):
+            quarter.fill_(step)
+    assert activity(plan, trainer, prepared)["bfloat16_embeddings"] == 0.5
 
 
 def test_a_clip_that_never_acts_counts_nothing(tmp_path: Path, prepared: Prepared) -> None:

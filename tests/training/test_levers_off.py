@@ -31,6 +31,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "z-loss": {"loss": {"z_loss": 0.0}},
     "batch warm-up": {"schedule": {"batch_warmup": {"ratio": 0.0, "tokens": 0, "start": 0.1}}},
     "collection by hand": {"compile": {"manual_gc_every_steps": 0}},
+    "embeddings": {"precision": {"embeddings": "float32"}},
     "fp8": {"precision": {"fp8": "off", "fp8_min_dim": 16}},
     "loss scale": {"precision": {"initial_loss_scale": 8.0, "loss_scale_growth_steps": 1}},
     "multipliers": {"scaling": {"learning_rate": 1.0, "weight_decay": 1.0}},

@@ -22,7 +22,7 @@ TINY = 1e-37  # added to bounds that may be 0
 
 
 class Problem(NamedTuple):
-    """Lists of one length; moments are float32, or float64 with parameters in float64."""
+    """Lists of one length; moments are float32; float64 or bf16 where all the rest is, too."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -68,18 +68,17 @@ def draw_shape(data: Any) -> list[int]:
     return shape
 
 
-def draw_problem(
-    data: Any, subject: Subject, *, most: int = 3, plain: bool = False, dtype: torch.dtype | None = None
-) -> Problem:
+def draw_problem(data: Any, subject: Subject, *, most: int = 3, plain: bool = False) -> Problem:
     """Parameters in the middle of a run; plain ones are of size 1 and have not been stepped yet."""
     problem = Problem([], [], [], [])
     options: dict[str, Any] = {"scales": (1.0,), "contents": ("normal",)} if plain else {}
+    all_in_bf16 = data.draw(st.booleans(), label="all in bf16") and torch.bfloat16 in subject.dtypes
     for _ in range(data.draw(st.integers(1, most), label="parameters")):
         shape = draw_shape(data)
-        kind = dtype or data.draw(st.sampled_from(subject.dtypes), label="dtype")
+        kind = torch.bfloat16 if all_in_bf16 else data.draw(st.sampled_from(subject.dtypes), label="dtype")
         if problem.params and torch.float64 in (kind, problem.exp_avgs[0].dtype):
             kind = problem.params[0].dtype  # moments are of one type
-        moments = torch.promote_types(kind, torch.float32)
+        moments = kind if all_in_bf16 else torch.promote_types(kind, torch.float32)
         types = (kind, kind, moments, moments)
         drawn = [draw_tensor(data, shape, each, subject.device, **options) for each in types]
         if plain:
@@ -246,18 +245,24 @@ def gradients_are_left_alone(subject: Subject, data: Any) -> float:
 
 
 def rounding_has_no_bias(subject: Subject, data: Any) -> float:
-    """bf16 parameters are rounded to nearest: truncated ones would be 0.3 % too small on average."""
+    """bf16 parameters and moments are rounded to nearest: truncated ones would be 0.3 % too small."""
     if torch.bfloat16 not in subject.dtypes:
         return 0.0
-    numbers = torch.randn(2, 64, 64, generator=draw_generator(data)).to(torch.bfloat16).to(subject.device)
-    param, grad = numbers.unbind()
-    # Moments that make every change another: equal ones would round the numbers of a grid alike.
-    problem = Problem([param], [grad], [grad.float() / 3], [grad.float().square() + 0.1])
-    constants = Constants(lr=0.013)
-    actual = run(subject.function, problem, constants, 10).params[0].double()
-    exact = run(subject.reference, problem.oracle(), constants, 10).params[0]
-    bias = ((actual - exact) * exact).sum() / exact.square().sum()
-    return largest(bias) / (torch.finfo(torch.bfloat16).eps / 16)
+    numbers = torch.randn(4, 64, 64, generator=draw_generator(data)).to(torch.bfloat16).to(subject.device)
+    # Moments of their own: those of the gradient would round the numbers of a grid alike, or stall.
+    param, grad, exp_avg, root = numbers.unbind()
+    exp_avg_sq = root.square() + 0.1
+    if not data.draw(st.booleans(), label="moments in bf16"):
+        exp_avg, exp_avg_sq = exp_avg.float(), exp_avg_sq.float()
+    problem, constants = Problem([param], [grad], [exp_avg], [exp_avg_sq]), Constants(lr=0.013)
+    actual = run(subject.function, problem, constants, 10)
+    exact = run(subject.reference, problem.oracle(), constants, 10)
+    biases = [
+        ((ours.double() - right) * right).sum() / right.square().sum()
+        for name in ("params", "exp_avgs", "exp_avg_sqs")
+        for ours, right in zip(getattr(actual, name), getattr(exact, name), strict=True)
+    ]
+    return max(map(largest, biases)) / (torch.finfo(torch.bfloat16).eps / 16)
 
 
 PROPERTIES: tuple[Property, ...] = (

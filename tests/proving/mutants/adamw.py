@@ -133,6 +133,24 @@ def with_truncating_stores(params: Tensors, *arguments: Any, **constants: Any) -
         param.copy_(exact)
 
 
+def with_truncating_moments(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    *arguments: Any,
+    **constants: Any,
+) -> None:
+    moments = [
+        [m.to(torch.promote_types(m.dtype, torch.float32)) for m in ms] for ms in (exp_avgs, exp_avg_sqs)
+    ]
+    right(params, grads, *moments, *arguments, **constants)
+    for moment, exact in zip((*exp_avgs, *exp_avg_sqs), (*moments[0], *moments[1]), strict=True):
+        if moment.dtype == torch.bfloat16:
+            exact = (exact.contiguous().view(torch.int32) & -65536).view(torch.float32)
+        moment.copy_(exact)
+
+
 def overwriting_gradients(params: Tensors, grads: Tensors, *arguments: Any, **constants: Any) -> None:
     right(params, grads, *arguments, **constants)
     for grad in grads:
@@ -159,6 +177,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "without-last-element": without_last_element,
     "moments-in-bf16": with_moments_in_bf16,
     "truncating-stores": with_truncating_stores,
+    "truncating-moments": with_truncating_moments,
     "overwrites-gradients": overwriting_gradients,
     "triton-first-row-only": of_the_kernel("tl.sum((firsts <= program).to(tl.int32), 0) - 1", "0"),
     "triton-block-of-the-launch": of_the_kernel("(program - tl.load(row_ptr + 5))", "(program)"),
