@@ -30,9 +30,10 @@ from model.schedule import StepScales
 T = TypeVar("T")
 BASE = "d4"  # the submission that the levers' own are deltas of, or of a delta of
 BASES = (BASE, "quick")
-# 2,048 tokens a step: half of what a first version took; eight levers still took ten minutes. What a lever of
-# the optimizer costs is then an upper bound: its share of a longer step is smaller.
-DEPTH, ROWS = 6, 4
+# A lever with a limit is timed in steps of 4,096 tokens (the base's rows are of 256), which is what a d6 step
+# means in `make kernels`; the others in a quarter of that, since there are thirty: for them a cost that does not
+# grow with the batch, as an optimizer's, counts four times.
+DEPTH, ROWS, LIMITED_ROWS = 6, 4, 16
 SEED = 1
 UNTIMED_STEPS = 2
 # A lever with a limit is timed longer, the others half as long, but for an interval of their median.
@@ -81,17 +82,18 @@ def measure_levers(
         raise RecipeError(f"no lever {unknown[0]!r}", f"there are {', '.join(possible)}")
     base = load(space.submissions / f"{BASE}.toml").recipe
     known[NOISE] = Lever(base, base, BASE)
-    costs, peaks = [], dict[str, int]()
+    costs, peaks = [], dict[tuple[str, int], int]()
     for name in names or dear:
         steps = num_steps * LIMITED_FACTOR if name in LIMITS else max(num_steps // 2, LEAST_PAIRS)
         if name == FOUR:
             found = cost_of(name, "the bare Muon step", *_alone(_muon_steps_in_turn, space, base, steps))
         else:
-            lever = known[name]
-            if lever.control_name not in peaks:
-                peaks[lever.control_name] = _alone(_peak_bytes, space, lever.control)
-            measured = _alone(_measured, space, lever.recipe, lever.control, steps)
-            found = cost_of(name, lever.control_name, *measured, peaks[lever.control_name])
+            lever, rows = known[name], LIMITED_ROWS if name in LIMITS else ROWS
+            control = lever.control_name, rows
+            if control not in peaks:
+                peaks[control] = _alone(_peak_bytes, space, lever.control, rows)
+            measured = _alone(_measured, space, lever.recipe, lever.control, rows, steps)
+            found = cost_of(name, lever.control_name, *measured, peaks[control])
         report(found)
         costs.append(found)
     return costs
@@ -117,10 +119,10 @@ def _device() -> Device:
     return device
 
 
-def _plan(space: Workspace, recipe: Recipe) -> Plan:
+def _plan(space: Workspace, recipe: Recipe, rows: int = ROWS) -> Plan:
     """One micro-batch of d6; of schedules a step sees the multipliers only, which cost nothing."""
     model = msgspec.structs.replace(recipe.model, depth=DEPTH)
-    batch = msgspec.structs.replace(recipe.batch, tokens=ROWS * model.sequence_length, device_sequences=ROWS)
+    batch = msgspec.structs.replace(recipe.batch, tokens=rows * model.sequence_length, device_sequences=rows)
     schedule: Schedule = msgspec.structs.replace(recipe.schedule, batch_warmup=BatchWarmup())
     changed = msgspec.structs.replace(recipe, model=model, batch=batch, schedule=schedule)
     return unscaled_plan(space, detect(environment={}), changed)
@@ -151,13 +153,13 @@ def _running(plan: Plan, device: Device) -> Iterator[object]:
 
 
 def _measured(
-    space: Workspace, recipe: Recipe, control: Recipe, num_steps: int
+    space: Workspace, recipe: Recipe, control: Recipe, rows: int, num_steps: int
 ) -> tuple[list[float], list[float], int]:
     """(seconds of its steps, of its control's, its peak in bytes); the peak is read before the control is."""
     device = _device()
-    lever = _running(_plan(space, recipe), device)
+    lever = _running(_plan(space, recipe, rows), device)
     peak_bytes = device.peak_memory().bytes
-    under = _running(_plan(space, control), device)
+    under = _running(_plan(space, control, rows), device)
 
     def step_of(events: Iterator[object]) -> Callable[[], object]:
         return lambda: next(events)
@@ -165,9 +167,9 @@ def _measured(
     return *_in_turn(device, step_of(lever), step_of(under), num_steps), peak_bytes
 
 
-def _peak_bytes(space: Workspace, recipe: Recipe) -> int:
+def _peak_bytes(space: Workspace, recipe: Recipe, rows: int) -> int:
     device = _device()
-    _running(_plan(space, recipe), device)
+    _running(_plan(space, recipe, rows), device)
     return device.peak_memory().bytes
 
 

@@ -26,6 +26,7 @@ def in_miniature() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, tiny.torchs_settings_kept():
         patch.setattr(perf_levers, "DEPTH", 1)
         patch.setattr(perf_levers, "ROWS", 1)
+        patch.setattr(perf_levers, "LIMITED_ROWS", 1)
         yield
 
 
@@ -57,7 +58,7 @@ def test_steps_are_timed_in_turn(in_miniature: None) -> None:
     """The real thing in miniature, without the processes: one layer, eager, two rounds."""
     recipe = load(SPACE.submissions / "d4.toml").recipe
     eager = msgspec.structs.replace(recipe, compile=Compile(enabled=False))
-    first, second, peak_bytes = perf_levers._measured(SPACE, eager, eager, 2)
+    first, second, peak_bytes = perf_levers._measured(SPACE, eager, eager, 1, 2)
     assert len(first) == len(second) == 2
     assert all(seconds > 0.0 for seconds in first + second)
     assert peak_bytes > 2**20
@@ -86,7 +87,7 @@ def test_each_is_first_in_every_second_round() -> None:
 
 
 def test_costs_are_reported_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limited levers are timed longer; a control's peak is measured once."""
+    """Limited levers are timed longer, in longer steps; a control's peak is measured once for each."""
     asked: list[tuple[str, int]] = []
 
     def alone(function: object, *arguments: object) -> object:
@@ -105,7 +106,7 @@ def test_costs_are_reported_as_they_come(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [cost.name for cost in costs] == reported == [NOISE, FOUR, "z-loss", "tied"]
     assert [cost.num_pairs for cost in costs] == [6, 12, 12, 6]
     assert [cost.verdict for cost in costs] == ["", "over", "over", ""]
-    assert [name for name, _ in asked].count("_peak_bytes") == 1
+    assert [name for name, _ in asked].count("_peak_bytes") == 2
     assert costs[1].peak_bytes is None
     every = {cost.name for cost in measure_levers(SPACE, [], 6, lambda _: None)}
     assert {*levers(SPACE), NOISE, FOUR} - every == {"cosine", "sqrt-warmdown", "batch-warmup"}
