@@ -37,6 +37,11 @@ class LeverCost(msgspec.Struct, frozen=True, kw_only=True):
     control_peak_bytes: int | None
 
     @property
+    def between(self) -> str:
+        """The interval as it is printed."""
+        return "-".join(f"{end:.3f}" for end in self.interval) if self.interval else "too few"
+
+    @property
     def verdict(self) -> Literal["", "within", "over", "unresolved"]:
         """Whether the interval of the median lies below the limit, above, or on both sides."""
         if self.limit is None:
@@ -93,7 +98,7 @@ def levers_table(costs: Sequence[LeverCost]) -> str:
             cost.name,
             cost.control,
             f"{cost.times_control.median:.3f}",
-            "-".join(f"{end:.3f}" for end in cost.interval) if cost.interval else "too few",
+            cost.between,
             f"{cost.limit:.2f}" if cost.limit else "",
             cost.verdict,
             f"{cost.step_s.median:.3f}",

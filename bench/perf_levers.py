@@ -31,8 +31,8 @@ T = TypeVar("T")
 BASE = "d4"  # the submission that the levers' own are deltas of, or of a delta of
 BASES = (BASE, "quick")
 # A lever with a limit is timed in steps of 4,096 tokens (the base's rows are of 256), which is what a d6 step
-# means in `make kernels`; the others in a quarter of that, since there are thirty: for them a cost that does not
-# grow with the batch, as an optimizer's, counts four times.
+# means in `make kernels`; the others in a quarter of that, since there are thirty: a cost of theirs that does
+# not grow with the batch, as an optimizer's, counts four times.
 DEPTH, ROWS, LIMITED_ROWS = 6, 4, 16
 SEED = 1
 UNTIMED_STEPS = 2

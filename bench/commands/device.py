@@ -212,7 +212,9 @@ def perf_levers(options: argparse.Namespace) -> None:
 
     def report(cost: LeverCost) -> None:
         print(
-            f"{cost.name}: {cost.times_control.median:.3f} times {cost.control}", file=sys.stderr, flush=True
+            f"{cost.name}: {cost.times_control.median:.3f} times {cost.control} ({cost.between})",
+            file=sys.stderr,
+            flush=True,
         )
 
     costs = measure_levers(workspace(options), options.levers, options.steps, report)
