@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.arguments import require, require_device, require_dtype, require_shape
 from kernels.counting import ran
@@ -41,7 +41,7 @@ def require_bigram_arguments(
         require_device(name, tensor, x_BTD)
 
 
-@torch.library.custom_op("speedrun::bigram_residual", mutates_args=())
+@library.custom_op("speedrun::bigram_residual", mutates_args=())
 def _bigram_residual(x_BTD: Tensor, table_RD: Tensor, tokens_BT: Tensor, strength: Tensor) -> Tensor:
     ran("bigram_residual", "sorted")
     dtype = accumulation_dtype(x_BTD)
@@ -55,7 +55,7 @@ def _(x_BTD: Tensor, table_RD: Tensor, tokens_BT: Tensor, strength: Tensor) -> T
     return x_BTD.new_empty(x_BTD.shape)
 
 
-@torch.library.custom_op("speedrun::bigram_residual_gradients", mutates_args=())
+@library.custom_op("speedrun::bigram_residual_gradients", mutates_args=())
 def _gradients(
     grad_BTD: Tensor, table_RD: Tensor, tokens_BT: Tensor, strength: Tensor
 ) -> tuple[Tensor, Tensor]:

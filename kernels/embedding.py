@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.arguments import require_device, require_dtype, require_ids, require_shape
 from kernels.counting import ran
@@ -37,7 +37,7 @@ def require_embedding_arguments(
         raise TypeError(f"dtype: {dtype}, expected one of {', '.join(map(str, dtypes))}")
 
 
-@torch.library.custom_op("speedrun::embedding", mutates_args=())
+@library.custom_op("speedrun::embedding", mutates_args=())
 def _embedding(weight_VD: Tensor, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
     ran("embedding", "sorted")
     require_ids("tokens_BT", tokens_BT, weight_VD.shape[0])
@@ -50,7 +50,7 @@ def _(weight_VD: Tensor, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
     return weight_VD.new_empty((*tokens_BT.shape, weight_VD.shape[1]), dtype=dtype)
 
 
-@torch.library.custom_op("speedrun::embedding_gradient", mutates_args=())
+@library.custom_op("speedrun::embedding_gradient", mutates_args=())
 def sum_rows(rows_BTD: Tensor, ids_BT: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
     """The sum of the rows of every id, [num_rows, D] in `dtype`; summed in float32 at least."""
     accumulated = accumulation_dtype(rows_BTD)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.arguments import require, require_device, require_dtype, require_ids, require_shape
 from kernels.counting import ran
@@ -128,8 +128,8 @@ def define_ops(name: str, chunks: Chunks) -> Ops:
         terms = Terms(softcap, z_loss, ignore_index)
         return _gradients(chunks, hidden_ND, weight_VD, targets_N, upstream_N, terms)
 
-    losses_op = torch.library.custom_op(f"{name}_losses", losses, mutates_args=())
-    gradients_op = torch.library.custom_op(f"{name}_gradients", gradients, mutates_args=())
+    losses_op = library.custom_op(f"{name}_losses", losses, mutates_args=())
+    gradients_op = library.custom_op(f"{name}_gradients", gradients, mutates_args=())
 
     def recompute(ctx, upstream_N):  # type: ignore[no-untyped-def]
         _, *gradients = gradients_op(*ctx.saved_tensors, upstream_N.contiguous(), *ctx.terms)

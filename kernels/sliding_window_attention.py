@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.arguments import require, require_device, require_dtype, require_shape
 from kernels.counting import ran
@@ -83,7 +83,7 @@ def _add_product(sum_SWK: Tensor, a_SWQ: Tensor, b_SQK: Tensor) -> None:
         sum_SWK += a_SWQ @ b_SQK
 
 
-@torch.library.custom_op("speedrun::blocked_attention", mutates_args=())
+@library.custom_op("speedrun::blocked_attention", mutates_args=())
 def _attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int, block: int) -> Tensor:
     ran("attention", "blocked")
     T, K, G = q_BTHK.shape[1], q_BTHK.shape[3], k_BTGK.shape[2]
@@ -103,7 +103,7 @@ def _(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int, block: int) -
     return q_BTHK.new_empty(q_BTHK.shape)
 
 
-@torch.library.custom_op("speedrun::blocked_attention_gradient", mutates_args=())
+@library.custom_op("speedrun::blocked_attention_gradient", mutates_args=())
 def _gradients(
     grad_BTHK: Tensor,
     y_BTHK: Tensor,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.adamw import flat, require_adamw
 from kernels.counting import ran
@@ -79,7 +79,7 @@ def _step_(rows: list[tuple[Tensor, ...]], numbers: tuple[float, ...]) -> None:
     launch(_adamw, (programs,), arguments, (), config, ALIGNED=aligned, ROWS=padded)
 
 
-@torch.library.custom_op("speedrun::adamw_", mutates_args=("params", "exp_avgs", "exp_avg_sqs"))
+@library.custom_op("speedrun::adamw_", mutates_args=("params", "exp_avgs", "exp_avg_sqs"))
 def _adamw_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

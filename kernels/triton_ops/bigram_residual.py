@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.bigram_residual import require_bigram_arguments
 from kernels.counting import ran
@@ -75,7 +75,7 @@ def _strength_kernel(
     tl.store(partials_ptr + program, tl.sum(rows_ND * grad_ND))
 
 
-@torch.library.custom_op("speedrun::triton_bigram_residual", mutates_args=())
+@library.custom_op("speedrun::triton_bigram_residual", mutates_args=())
 def _bigram_residual(
     x_BTD: Tensor, table_RD: Tensor, tokens_BT: Tensor, strength: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def _(x_BTD: Tensor, table_RD: Tensor, tokens_BT: Tensor, strength: Tensor) -> t
     return x_BTD.new_empty(x_BTD.shape), tokens_BT.new_empty(tokens_BT.shape, dtype=torch.int32)
 
 
-@torch.library.custom_op("speedrun::triton_bigram_residual_gradients", mutates_args=())
+@library.custom_op("speedrun::triton_bigram_residual_gradients", mutates_args=())
 def _gradients(
     grad_BTD: Tensor, table_RD: Tensor, hashed_BT: Tensor, strength: Tensor
 ) -> tuple[Tensor, Tensor]:

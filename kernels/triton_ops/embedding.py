@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.arguments import require_ids
 from kernels.counting import ran
@@ -123,7 +123,7 @@ def sum_rows(rows_ND: Tensor, ids_N: Tensor, num_rows: int) -> Tensor:
     return sums_VD
 
 
-@torch.library.custom_op("speedrun::triton_embedding", mutates_args=())
+@library.custom_op("speedrun::triton_embedding", mutates_args=())
 def _embedding(weight_VD: Tensor, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
     ran("embedding", "triton")
     require_ids("tokens_BT", tokens_BT, weight_VD.shape[0])
@@ -142,7 +142,7 @@ def _(weight_VD: Tensor, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
     return weight_VD.new_empty((*tokens_BT.shape, weight_VD.shape[1]), dtype=dtype)
 
 
-@torch.library.custom_op("speedrun::triton_embedding_gradient", mutates_args=())
+@library.custom_op("speedrun::triton_embedding_gradient", mutates_args=())
 def _gradient(grad_BTD: Tensor, tokens_BT: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
     return sum_rows(grad_BTD.reshape(-1, grad_BTD.shape[-1]), tokens_BT.reshape(-1), num_rows).to(dtype)
 

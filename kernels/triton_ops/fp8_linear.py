@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.counting import ran
 from kernels.fp8_linear import Operand, forward_product, gradient_products, require_fp8_linear
@@ -183,7 +183,7 @@ def quantise(x_MP: Tensor, dtype: torch.dtype, rowwise: bool) -> Operand:
     return Operand(codes_MP.to(dtype), row_scales.view(ends), codes_PM.to(dtype), column_scales.view(ends))
 
 
-@torch.library.custom_op("speedrun::fp8_linear", mutates_args=())
+@library.custom_op("speedrun::fp8_linear", mutates_args=())
 def _fp8_linear(
     x_ND: Tensor, weight_OD: Tensor, rowwise: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -211,7 +211,7 @@ def _(x_ND: Tensor, weight_OD: Tensor, rowwise: bool) -> tuple[Tensor, Tensor, T
     )
 
 
-@torch.library.custom_op("speedrun::fp8_linear_gradient", mutates_args=())
+@library.custom_op("speedrun::fp8_linear_gradient", mutates_args=())
 def _fp8_linear_gradient(
     grad_NO: Tensor, x_DN: Tensor, x_scale: Tensor, weight_DO: Tensor, weight_scale: Tensor, rowwise: bool
 ) -> tuple[Tensor, Tensor]:

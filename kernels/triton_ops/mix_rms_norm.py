@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.arguments import require, require_device, require_dtype, require_shape
 from kernels.counting import ran
@@ -122,7 +122,7 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-@torch.library.custom_op("speedrun::mix_rms_norm", mutates_args=())
+@library.custom_op("speedrun::mix_rms_norm", mutates_args=())
 def _mix_rms_norm(
     x_ND: Tensor, other_ND: Tensor, x_scale: Tensor, other_scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ def _(
     return x_ND.new_empty(x_ND.shape), x_ND.new_empty(x_ND.shape)
 
 
-@torch.library.custom_op("speedrun::mix_rms_norm_gradients", mutates_args=())
+@library.custom_op("speedrun::mix_rms_norm_gradients", mutates_args=())
 def _gradients(
     x_ND: Tensor,
     other_ND: Tensor,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.counting import ran
 from kernels.muon_step import EQUILIBRATE, require_direction, require_update
@@ -171,7 +171,7 @@ def _config(device: torch.device, dim: int) -> Config:
     return (_ROWS if dim == -1 else _COLUMNS)[architecture(device)]
 
 
-@torch.library.custom_op("speedrun::muon_direction_", mutates_args=("momentum_SMP",))
+@library.custom_op("speedrun::muon_direction_", mutates_args=("momentum_SMP",))
 def _muon_direction_(grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str) -> Tensor:
     ran("muon_direction", "triton")
     dim, device = EQUILIBRATE[equilibrate] or -1, grads_SMP.device
@@ -205,7 +205,7 @@ def muon_direction_(
     return direction_SMP
 
 
-@torch.library.custom_op("speedrun::muon_update_", mutates_args=("params_SMP", "second_moment"))
+@library.custom_op("speedrun::muon_update_", mutates_args=("params_SMP", "second_moment"))
 def _muon_update_(
     params_SMP: Tensor,
     update_SMP: Tensor,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.counting import ran
 from kernels.polar_express import require_polar, shifts
@@ -125,7 +125,7 @@ def normalised(gradient_SMP: Tensor, scale: float, norm_scale: float) -> Tensor:
     return X
 
 
-@torch.library.custom_op("speedrun::polar_express", mutates_args=())
+@library.custom_op("speedrun::polar_express", mutates_args=())
 def _polar_express(gradient_SMP: Tensor, steps: int, norm_scale: float) -> Tensor:
     ran("polar_express", "triton")
     scale, each = shifts(steps)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.counting import ran
 from kernels.relu_squared_mlp import require_mlp
@@ -145,7 +145,7 @@ def _product(x_NK: Tensor, weight_KF: Tensor, post_NF: Tensor | None, config: Co
     return out_NF
 
 
-@torch.library.custom_op("speedrun::relu_squared_mlp", mutates_args=())
+@library.custom_op("speedrun::relu_squared_mlp", mutates_args=())
 def _mlp(x_ND: Tensor, up_FD: Tensor, down_DF: Tensor) -> tuple[Tensor, Tensor]:
     """(the MLP's output, the squares kept for its backward pass)."""
     ran("relu_squared_mlp", "triton")
@@ -159,7 +159,7 @@ def _(x_ND: Tensor, up_FD: Tensor, down_DF: Tensor) -> tuple[Tensor, Tensor]:
     return x_ND.new_empty((rows, down_DF.shape[0])), x_ND.new_empty((rows, up_FD.shape[0]))
 
 
-@torch.library.custom_op("speedrun::relu_squared_mlp_gradient", mutates_args=())
+@library.custom_op("speedrun::relu_squared_mlp_gradient", mutates_args=())
 def _mlp_gradient(
     grad_ND: Tensor, x_ND: Tensor, post_NF: Tensor, up_FD: Tensor, down_DF: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.arguments import require, require_device, require_dtype, require_shape
 from kernels.counting import ran
@@ -152,7 +152,7 @@ def _empty_rstd(q_BTHK: Tensor, k_BTGK: Tensor) -> tuple[Tensor, Tensor]:
     return q_rstd_BTH, k_BTGK.new_empty(k_BTGK.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("speedrun::rotary_qk_norm", mutates_args=())
+@library.custom_op("speedrun::rotary_qk_norm", mutates_args=())
 def _rotary_qk_norm(
     q_BTHK: Tensor, k_BTGK: Tensor, cos: Tensor, sin: Tensor, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -173,7 +173,7 @@ def _(
     return (*_empty(q_BTHK, k_BTGK), *_empty_rstd(q_BTHK, k_BTGK))
 
 
-@torch.library.custom_op("speedrun::rotary_qk_norm_gradients", mutates_args=())
+@library.custom_op("speedrun::rotary_qk_norm_gradients", mutates_args=())
 def _gradients(
     q_grad_BTHK: Tensor,
     k_grad_BTGK: Tensor,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.arguments import require
 from kernels.counting import ran
@@ -252,7 +252,7 @@ def _run(
     launch(launched.kernel, grid, arguments, written, config, K=K)
 
 
-@torch.library.custom_op("speedrun::triton_attention", mutates_args=())
+@library.custom_op("speedrun::triton_attention", mutates_args=())
 def _attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """The output and the log2 of each row's normaliser, [B, H, T]."""
     ran("attention", "triton")
@@ -271,7 +271,7 @@ def _(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int) -> tuple[Tens
     return q_BTHK.new_empty(q_BTHK.shape), q_BTHK.new_empty((B, H, T), dtype=torch.float32)
 
 
-@torch.library.custom_op("speedrun::triton_attention_gradients", mutates_args=())
+@library.custom_op("speedrun::triton_attention_gradients", mutates_args=())
 def _gradients(
     grad_BTHK: Tensor,
     q_BTHK: Tensor,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.dispatch import implementation
 
@@ -94,7 +94,7 @@ def test_the_operator_is_sound() -> None:
     from kernels.triton_ops.adamw import _adamw_
 
     tensors = state(torch.float32, torch.bfloat16)
-    torch.library.opcheck(_adamw_, (*tensors, 3, 0.1, 0.8, 0.95, 1e-8, 0.1))
+    library.opcheck(_adamw_, (*tensors, 3, 0.1, 0.8, 0.95, 1e-8, 0.1))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.bigram_residual import _bigram_residual, _gradients, bigram_residual
 from kernels.counting import dispatches
@@ -80,9 +80,9 @@ def test_each_call_is_counted(fused: Bigram, request: pytest.FixtureRequest) -> 
 def test_the_ops_keep_torchs_contract(dtype: torch.dtype) -> None:
     x, table, tokens, strength = arguments(dtype)
     upstream = torch.ones((), dtype=dtype).expand(x.shape)
-    torch.library.opcheck(_gradients, (upstream, table, tokens, strength))
+    library.opcheck(_gradients, (upstream, table, tokens, strength))
     leaves = [tensor.requires_grad_() for tensor in (x, table, strength)]
-    torch.library.opcheck(_bigram_residual, (leaves[0], leaves[1], tokens, leaves[2]))
+    library.opcheck(_bigram_residual, (leaves[0], leaves[1], tokens, leaves[2]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -92,9 +92,9 @@ def test_the_kernels_keep_torchs_contract(dtype: torch.dtype) -> None:
 
     x, table, tokens, strength = arguments(dtype)
     upstream, rows = torch.ones((), dtype=dtype).expand(x.shape), torch.zeros((2, 3), dtype=torch.int32)
-    torch.library.opcheck(kernels._gradients, (upstream, table, rows, strength))
+    library.opcheck(kernels._gradients, (upstream, table, rows, strength))
     leaves = [tensor.requires_grad_() for tensor in (x, table, strength)]
-    torch.library.opcheck(kernels._bigram_residual, (leaves[0], leaves[1], tokens, leaves[2]))
+    library.opcheck(kernels._bigram_residual, (leaves[0], leaves[1], tokens, leaves[2]))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.counting import dispatches
 from kernels.dispatch import implementation
@@ -101,10 +101,10 @@ def test_each_call_is_counted(fused: Embedding, request: pytest.FixtureRequest) 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ops_keep_torchs_contract(dtype: torch.dtype) -> None:
-    torch.library.opcheck(_embedding, (table().requires_grad_(), TOKENS, dtype))
+    library.opcheck(_embedding, (table().requires_grad_(), TOKENS, dtype))
     expanded = torch.ones((), dtype=dtype).expand(2, 3, 3)
     for upstream in (torch.randn(2, 3, 3).to(dtype), expanded):
-        torch.library.opcheck(sum_rows, (upstream, TOKENS, 5, torch.float32))
+        library.opcheck(sum_rows, (upstream, TOKENS, 5, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -112,9 +112,9 @@ def test_the_kernels_keep_torchs_contract(dtype: torch.dtype) -> None:
     pytest.importorskip("triton")
     from kernels.triton_ops.embedding import _embedding, _gradient
 
-    torch.library.opcheck(_embedding, (table().requires_grad_(), TOKENS, dtype))
+    library.opcheck(_embedding, (table().requires_grad_(), TOKENS, dtype))
     expanded = torch.ones((), dtype=dtype).expand(2, 3, 3)
-    torch.library.opcheck(_gradient, (expanded, TOKENS, 5, torch.float32))
+    library.opcheck(_gradient, (expanded, TOKENS, 5, torch.float32))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.counting import dispatches
 from kernels.dispatch import implementation
@@ -143,10 +143,10 @@ def test_the_sums_forward_may_be_fast_those_of_gradients_not(
 def test_the_ops_keep_torchs_contract(rowwise: bool) -> None:
     module = import_module("kernels.triton_ops.fp8_linear")
     x_ND, weight_OD = arguments(torch.bfloat16)
-    torch.library.opcheck(module._fp8_linear, (x_ND, weight_OD, rowwise))
+    library.opcheck(module._fp8_linear, (x_ND, weight_OD, rowwise))
     kept = module._fp8_linear(x_ND.detach(), weight_OD.detach(), rowwise)[1:]
     upstream = torch.ones((), dtype=torch.bfloat16).expand(16, 48)
-    torch.library.opcheck(module._fp8_linear_gradient, (upstream, *kept, rowwise))
+    library.opcheck(module._fp8_linear_gradient, (upstream, *kept, rowwise))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import linear_cross_entropy as chunked
@@ -167,8 +167,8 @@ def test_the_ops_keep_torchs_contract(name: str, softcap: float) -> None:
             weight.clone().requires_grad_(),
         )
         terms = Terms(softcap, 0.1, -1)
-        torch.library.opcheck(losses, (*inputs, targets, *terms))
-        torch.library.opcheck(with_gradients, (*inputs, targets, torch.full((5,), 0.2), *terms))
+        library.opcheck(losses, (*inputs, targets, *terms))
+        library.opcheck(with_gradients, (*inputs, targets, torch.full((5,), 0.2), *terms))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

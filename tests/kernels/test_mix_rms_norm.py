@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 pytest.importorskip("triton")
 
@@ -55,10 +55,10 @@ def test_a_wrong_argument_is_named(position: int, wrong: Tensor, error: type[Exc
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ops_keep_torchs_contract(dtype: torch.dtype) -> None:
     inputs = problem((3, 5), dtype)
-    torch.library.opcheck(_mix_rms_norm, (*inputs, 1e-6))
+    library.opcheck(_mix_rms_norm, (*inputs, 1e-6))
     plain = [each.detach() for each in inputs]
     upstream = torch.randn(()).to(dtype).expand(3, 5)
-    torch.library.opcheck(_gradients, (*plain, upstream, plain[0], 1e-6))
+    library.opcheck(_gradients, (*plain, upstream, plain[0], 1e-6))
 
 
 def test_only_the_inputs_are_kept() -> None:

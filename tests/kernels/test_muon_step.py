@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels.dispatch import implementation
 from kernels.muon_step import CHUNK_ELEMENTS
@@ -128,9 +128,9 @@ def test_the_operators_are_sound() -> None:
 
     params, update = stacks(2, 3, 4)
     for equilibrate in ("none", "column"):
-        torch.library.opcheck(_muon_direction_, (update, params.clone(), 0.9, equilibrate))
+        library.opcheck(_muon_direction_, (update, params.clone(), 0.9, equilibrate))
     for second in (None, torch.ones(2, 1, 4)):
-        torch.library.opcheck(_muon_update_, (params.clone(), update, second, 0.1, 0.3, 0.9, True))
+        library.opcheck(_muon_update_, (params.clone(), update, second, 0.1, 0.3, 0.9, True))
 
 
 @pytest.mark.slow

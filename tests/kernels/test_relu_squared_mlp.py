@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from kernels import reference
 from kernels.counting import dispatches
@@ -115,11 +115,11 @@ def test_the_ops_keep_torchs_contract(dtype: torch.dtype) -> None:
     module = import_module("kernels.triton_ops.relu_squared_mlp")
     x_ND, up_FD, down_DF = arguments(dtype)
     masters = [each.detach().float().requires_grad_() for each in (up_FD, down_DF)]
-    torch.library.opcheck(module._mlp, (x_ND, *masters))
+    library.opcheck(module._mlp, (x_ND, *masters))
     post_NF = torch.rand(6, 5).to(dtype)
     upstream = torch.ones((), dtype=dtype).expand(6, 4)
     given = (upstream, x_ND.detach(), post_NF, *(each.detach() for each in masters))
-    torch.library.opcheck(module._mlp_gradient, given)
+    library.opcheck(module._mlp_gradient, given)
 
 
 @needs_triton

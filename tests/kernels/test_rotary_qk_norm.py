@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 pytest.importorskip("triton")
 
@@ -59,10 +59,10 @@ def test_a_wrong_argument_is_named(position: int, wrong: Tensor, error: type[Exc
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ops_keep_torchs_contract(dtype: torch.dtype) -> None:
     q, k, cos, sin = problem(dtype)
-    torch.library.opcheck(_rotary_qk_norm, (q, k, cos, sin, SCALE, 1e-6))
+    library.opcheck(_rotary_qk_norm, (q, k, cos, sin, SCALE, 1e-6))
     kept = [each.detach() for each in _rotary_qk_norm(q, k, cos, sin, SCALE, 1e-6)]
     upstreams = [torch.randn(()).to(dtype).expand(each.shape) for each in (q, k)]
-    torch.library.opcheck(_gradients, (*upstreams, *kept, cos, sin, SCALE))
+    library.opcheck(_gradients, (*upstreams, *kept, cos, sin, SCALE))
 
 
 def test_the_outputs_are_kept_and_not_the_inputs() -> None:

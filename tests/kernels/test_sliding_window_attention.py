@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn.attention import varlen
 
 from kernels import reference
@@ -135,10 +135,10 @@ def test_each_call_is_counted(fused: Attention, request: pytest.FixtureRequest) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_ops_keep_torchs_contract(dtype: torch.dtype) -> None:
     q, k, v = (x.requires_grad_() for x in heads(dtype=dtype))
-    torch.library.opcheck(module._attention, (q, k, v, 3, 4))
+    library.opcheck(module._attention, (q, k, v, 3, 4))
     y = module._attention(q, k, v, 3, 4).detach()
     grad = torch.ones((), dtype=dtype).expand(y.shape)
-    torch.library.opcheck(module._gradients, (grad, y, q.detach(), k.detach(), v.detach(), 3, 4))
+    library.opcheck(module._gradients, (grad, y, q.detach(), k.detach(), v.detach(), 3, 4))
 
 
 def test_the_kernels_keep_torchs_contract() -> None:
@@ -146,11 +146,11 @@ def test_the_kernels_keep_torchs_contract() -> None:
     from kernels.triton_ops import sliding_window_attention as kernels
 
     q, k, v = (x.requires_grad_() for x in heads(5, num_heads=2))
-    torch.library.opcheck(kernels._attention, (q, k, v, 3))
+    library.opcheck(kernels._attention, (q, k, v, 3))
     q, k, v = (x.detach() for x in (q, k, v))
     y, normaliser = kernels._attention(q, k, v, 3)
     grad = torch.ones(()).expand(y.shape)
-    torch.library.opcheck(kernels._gradients, (grad, q, k, v, y, normaliser, 3))
+    library.opcheck(kernels._gradients, (grad, q, k, v, y, normaliser, 3))
 
 
 @pytest.mark.slow

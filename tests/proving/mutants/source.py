@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import library
 
 from kernels.dispatch import implementation
 
@@ -49,7 +50,7 @@ def _module(op: str, right: str, wrong: str) -> ModuleType:
     # Where triton.jit looks for the kernel's text.
     linecache.cache[module.__file__] = (len(source), None, source.splitlines(True), module.__file__)
     try:
-        with patch.object(torch.library, "custom_op", _custom_op_of(namespace)):
+        with patch.object(library, "custom_op", _custom_op_of(namespace)):
             exec(compile(source, module.__file__, "exec"), module.__dict__)
     except Exception as error:
         raise NotAMutantError(f"{name} with {wrong!r} does not load: {error}") from error
@@ -57,8 +58,8 @@ def _module(op: str, right: str, wrong: str) -> ModuleType:
 
 
 def _custom_op_of(namespace: str) -> Callable[..., Any]:
-    """`torch.library.custom_op` for the names of this namespace alone."""
-    custom_op = torch.library.custom_op
+    """`custom_op` for the names of this namespace alone."""
+    custom_op = library.custom_op
 
     def of_the_mutant(name: str, *arguments: Any, **options: Any) -> Any:
         if not name.startswith(f"{namespace}::"):
