@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels.choices import rows_per_chunk
-from kernels.linear_cross_entropy_chunks import Chunks, Terms, define_ops, loss_by_chunks
+from kernels.linear_cross_entropy_chunks import Chunks, Terms, define_ops, loss_by_chunks, rows_first
 from kernels.reference import accumulation_dtype, softcap_logits
 
 # (logits of at least C rows, C, softcap, whether a gradient is wanted) -> (shift [C], row sums of
@@ -30,6 +30,9 @@ LARGEST_UNSHIFTED_SOFTCAP = 40.0
 # of 7).
 BLOCK_ELEMENTS = 2**19
 BF16_VALUES = 2**16
+# Tokens whose e^z are added up before their sums are, vocabulary first: 512 rows of 32768 take
+# 11 ms in parts of 32, 15 in parts of 128 to 1024, 31 of 2048, 69 of 4096 (two cores, medians of 11).
+SUMMED_AT_ONCE = 32
 
 
 def linear_cross_entropy(
@@ -88,7 +91,7 @@ def _eager_pass(logits_CV: Tensor, num_rows: int, softcap: float, write: bool) -
 def _compiled_pass(logits_CV: Tensor, num_rows: int, softcap: float, write: bool) -> tuple[Tensor, Tensor]:
     """Whole blocks, used or not, and one grad mode: one compilation."""
     with torch.no_grad():
-        if logits_CV.dtype == torch.bfloat16 and 0.0 < softcap <= LARGEST_UNSHIFTED_SOFTCAP:
+        if _has_tables(logits_CV.dtype, softcap):
             sum_C = _compiled(_look_up_)(logits_CV, *_bf16_tables(softcap, logits_CV.device), write)
             return torch.zeros_like(sum_C)[:num_rows], sum_C[:num_rows]
         size = _rows_at_once(logits_CV)
@@ -112,10 +115,18 @@ def _look_up_(logits_CV: Tensor, e_of_bits: Tensor, gradient_of_bits: Tensor, wr
     512 rows of 32768 took 13 ms (12-14), computed anew 28 ms (25-41) at best (two cores, medians of 11).
     """
     bits_CV = logits_CV.view(torch.int16).to(torch.int32) + BF16_VALUES // 2
-    sum_C = e_of_bits[bits_CV].sum(1)
+    e_CV = e_of_bits[bits_CV]
+    if logits_CV.stride(1) == 1:
+        sum_C = e_CV.sum(1)
+    else:
+        sum_C = e_CV.T.view(-1, SUMMED_AT_ONCE, e_CV.shape[0]).sum(1).sum(0)
     if write:
         logits_CV.copy_(gradient_of_bits[bits_CV])
     return sum_C
+
+
+def _has_tables(dtype: torch.dtype, softcap: float) -> bool:
+    return dtype == torch.bfloat16 and 0.0 < softcap <= LARGEST_UNSHIFTED_SOFTCAP
 
 
 @cache
@@ -177,9 +188,23 @@ def _strength(normaliser_C: Tensor, z_loss: float) -> Tensor:
     return strength_C.where(strength_C.abs() >= smallest, smallest)
 
 
+def _new_logits(hidden_ND: Tensor, num_rows: int, vocab_size: int, terms: Terms) -> Tensor:
+    """Vocabulary first, so that a token's logits lie side by side, where a CPU can read e^z from tables.
+
+    Its bf16 products are faster so: all three of 512 rows, D = 384, V = 32768, took 18 ms instead of 31 (two
+    AMX cores, medians of 9), loss and gradients of 4096 rows 346 ms (325-438) instead of 429 (404-554). The
+    eager pass, without tables, takes 3 to 10 % longer; it is laid out alike, since it is what is proved. Not
+    for odd numbers of rows: torch 2.13's product for the head's gradient then reads past a token's logits.
+    """
+    whole = hidden_ND.shape[0] % SUMMED_AT_ONCE == 0 and vocab_size % SUMMED_AT_ONCE == 0
+    if whole and hidden_ND.is_cpu and _has_tables(hidden_ND.dtype, terms.softcap):
+        return hidden_ND.new_empty(vocab_size, num_rows).T
+    return rows_first(hidden_ND, num_rows, vocab_size, terms)
+
+
 def _chunks(exponentials: Exponentials) -> Chunks:
     row_pass = partial(_row_pass, exponentials)
-    return Chunks("chunked", row_pass, lambda num_rows, vocab: rows_per_chunk(vocab))
+    return Chunks("chunked", row_pass, lambda num_rows, vocab: rows_per_chunk(vocab), _new_logits)
 
 
 EAGER_OPS = define_ops("speedrun::linear_cross_entropy", _chunks(_eager_pass))

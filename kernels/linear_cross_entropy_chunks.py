@@ -45,12 +45,18 @@ class Terms(NamedTuple):
 RowPass = Callable[[Tensor, Tensor, Terms, bool], tuple[Tensor, Tensor]]
 
 
+def rows_first(hidden_ND: Tensor, num_rows: int, vocab_size: int, terms: Terms) -> Tensor:
+    """Room for the logits of so many rows, each row's side by side."""
+    return hidden_ND.new_empty(num_rows, vocab_size)
+
+
 class Chunks(NamedTuple):
-    """One implementation: its row pass, and how many rows a chunk has for (N, V)."""
+    """One implementation: its row pass, how many rows a chunk has for (N, V), and its buffer of logits."""
 
     implementation: str
     row_pass: RowPass
     num_rows: Callable[[int, int], int]
+    new_logits: Callable[[Tensor, int, int, Terms], Tensor] = rows_first  # [C, V] of any strides
 
 
 class Ops(NamedTuple):
@@ -189,7 +195,8 @@ def _start(chunks: Chunks, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tens
     require_ids("targets_N", targets_N, vocab, ignored=terms.ignore_index)
     size = chunks.num_rows(num_rows, vocab)
     slices = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-    return _Work(weight_VD.to(hidden_ND.dtype), hidden_ND.new_empty(size, vocab), slices)
+    buffer_CV = chunks.new_logits(hidden_ND, size, vocab, terms)
+    return _Work(weight_VD.to(hidden_ND.dtype), buffer_CV, slices)
 
 
 def _losses(chunks: Chunks, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, terms: Terms) -> Tensor:

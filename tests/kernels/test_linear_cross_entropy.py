@@ -22,6 +22,8 @@ from kernels.linear_cross_entropy_chunks import Ops, Terms
 SOFTCAPS = (0.0, 15.0, 60.0)
 REDUCTIONS = ("mean", "sum", "none")
 NAMES = ("chunked", "triton") if find_spec("triton") else ("chunked",)
+# In float32; bf16, whose e^z is read from tables; and so with each token's logits side by side.
+COMPILED_CASES = ((torch.float32, 20, 30), (torch.bfloat16, 20, 30), (torch.bfloat16, 64, 96))
 Loss = Callable[..., Tensor]
 
 
@@ -294,8 +296,12 @@ def test_in_a_compiled_graph(loss: Loss) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
 @pytest.mark.parametrize("softcap", SOFTCAPS)
-def test_the_compiled_pass_over_the_logits_is_the_same(softcap: float) -> None:
-    inputs = problem(20, 4, 30)
+@pytest.mark.parametrize(("dtype", "rows", "vocab"), COMPILED_CASES)
+def test_the_compiled_pass_over_the_logits_is_the_same(
+    softcap: float, dtype: torch.dtype, rows: int, vocab: int
+) -> None:
+    torch.compiler.reset()  # one function is compiled a limited number of times
+    inputs = problem(rows, 4, vocab, dtype=dtype)
     eager = gradients(chunked.linear_cross_entropy, *inputs, softcap, z_loss=1e-4)
     torch.testing.assert_close(
         gradients(chunked.linear_cross_entropy, *inputs, softcap, z_loss=1e-4, compiled=True), eager

@@ -35,6 +35,7 @@ Z_LOSSES = (0.0, 1e-4, 0.1)
 SPREADS = (1e-4, 1.0, 10.0, 1e4)
 PLAIN_SPREADS = (1e-4, 1.0, 3.0)
 MOST_ROWS, MOST_TOKENS = 34, 130
+TILE = 32
 
 
 class Problem(NamedTuple):
@@ -82,6 +83,10 @@ def draw_problem(
     """A problem of any dtype and layout; a row in four is ignored."""
     dtype = data.draw(st.sampled_from(subject.dtypes), label="dtype")
     rows, vocab = data.draw(sizes(MOST_ROWS), label="N"), data.draw(sizes(MOST_TOKENS), label="V")
+    if data.draw(
+        st.booleans(), label="whole tiles"
+    ):  # a run's may be laid out otherwise
+        rows, vocab = TILE, -(-vocab // TILE) * TILE
     width = data.draw(sizes(20), label="D")
     width = whole_rows(width, dtype, subject.device)
     scales = [spread / width**0.5 for spread in spreads]
