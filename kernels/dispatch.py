@@ -29,7 +29,12 @@ _HOMES = {
     ("adamw", "fused"): "kernels.adamw:adamw_",
     ("adamw", "triton"): "kernels.triton_ops.adamw:adamw_",
 }
-COMPILE_THEIR_PASSES = (("linear_cross_entropy", "chunked"), ("muon_update", "in-place"))
+COMPILE_THEIR_PASSES = (
+    ("linear_cross_entropy", "chunked"),
+    ("muon_direction", "in-place"),
+    ("polar_express", "two-forms"),
+    ("muon_update", "in-place"),
+)
 
 
 class Kernels(NamedTuple):
@@ -64,8 +69,7 @@ def bind(choices: tuple[Choice, ...], *, compiled: bool) -> Kernels:
     """The functions behind the choices.
 
     Args:
-        compiled: whether the loss's pass over the logits and Muon's over its updates go through
-            torch.compile.
+        compiled: whether the loss's pass over the logits and Muon's elementary ones go through torch.compile.
     """
     chosen = {choice.op: choice.implementation for choice in choices}
     functions = {op: implementation(op, chosen.get(op, REFERENCE)) for op in Kernels._fields}

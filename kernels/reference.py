@@ -189,22 +189,27 @@ def quantise_fp8(x_MP: Tensor, dtype: torch.dtype, rowwise: bool = False) -> tup
 
 
 def muon_direction_(
-    grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str = "none"
+    grads_SMP: Tensor,
+    momentum_SMP: Tensor,
+    momentum: float,
+    equilibrate: str = "none",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Nesterov momentum of the gradients, `momentum_SMP` updated; then MuonEq.
 
     Args:
         equilibrate: "row" or "column" brings all of them to one norm, the matrix keeping its own; "none".
+        dtype: what the result is rounded to; None is the gradients'.
     """
     momentum_SMP.lerp_(grads_SMP, 1.0 - momentum)
     direction_SMP = grads_SMP.lerp(momentum_SMP, momentum)
     if equilibrate == "none":
-        return direction_SMP
+        return direction_SMP.to(dtype)
     dim = -1 if equilibrate == "row" else -2
     norms = direction_SMP.norm(dim=dim, keepdim=True)
     target = norms.square().sum((-2, -1), keepdim=True).sqrt() / norms.shape[-3 - dim] ** 0.5
     equal_SMP: Tensor = direction_SMP * (target / norms.clamp_min(SMALLEST_NORM))
-    return equal_SMP
+    return equal_SMP.to(dtype)
 
 
 def neuron_dim(matrix_SMP: Tensor) -> int:

@@ -5,9 +5,9 @@ line to line, along a line), so one kernel serves both. Sums over a line are mad
 the lines of a matrix by a second kernel from the lines' sums: no atomics, one order of additions.
 
 Before: `_momentum` updates the momentum, writes the Nesterov direction and sums its squares; `_equilibrate`
-scales the lines. After: `_square_sums` of the update's neurons; `_factors`, a program a matrix, turns them
-into the second moment and all of Muon+ and NorMuon, a factor a neuron and one a matrix; `_apply` decays and
-updates. Parameters and moments are read and written once, the update is read twice.
+writes the scaled lines. After: `_square_sums` of the update's neurons; `_factors`, a program a matrix, turns
+them into the second moment and all of Muon+ and NorMuon, a factor a neuron and one a matrix; `_apply` decays
+and updates. Parameters and moments are read and written once, the update is read twice.
 
 Shapes: S stacked matrices of M x P with L lines of A elements each.
 """
@@ -65,9 +65,9 @@ def _momentum(g_ptr, m_ptr, d_ptr, squares_ptr, momentum, rest, num_lines, lengt
 
 
 @triton.jit
-def _equilibrate(d_ptr, squares_ptr, smallest, num_lines, length, d_matrix, d_line, d_along,
-                 CHUNK: tl.constexpr, LINES: tl.constexpr, ALONG: tl.constexpr):  # fmt: skip
-    """Scale lines to the root mean square of the matrix's line norms. Programs (block of lines, matrix)."""
+def _equilibrate(d_ptr, e_ptr, squares_ptr, smallest, num_lines, length, d_matrix, d_line, d_along, e_matrix,
+                 e_line, e_along, CHUNK: tl.constexpr, LINES: tl.constexpr, ALONG: tl.constexpr):  # fmt: skip
+    """Lines scaled to the root mean square of the matrix's line norms. Programs (block of lines, matrix)."""
     matrix = tl.program_id(1).to(tl.int64)
     squares_ptr += matrix * num_lines
     totals = tl.zeros([CHUNK], tl.float32)
@@ -78,12 +78,14 @@ def _equilibrate(d_ptr, squares_ptr, smallest, num_lines, length, d_matrix, d_li
     norms = tl.sqrt_rn(tl.load(squares_ptr + lines, mask=lines < num_lines, other=0.0))
     scales = tl.sqrt_rn(tl.sum(totals, 0) / num_lines) / tl.maximum(norms, smallest)
     d_ptr += matrix * d_matrix + lines.to(tl.int64)[:, None] * d_line
+    e_ptr += matrix * e_matrix + lines.to(tl.int64)[:, None] * e_line
     for start in range(0, length, ALONG):
         at = start + tl.arange(0, ALONG)
         inside = (lines < num_lines)[:, None] & (at < length)[None, :]
-        places = d_ptr + at.to(tl.int64)[None, :] * d_along
-        d = tl.load(places, mask=inside, other=0.0).to(tl.float32)
-        tl.store(places, (d * scales[:, None]).to(d_ptr.dtype.element_ty), mask=inside)
+        places = at.to(tl.int64)[None, :]
+        d = tl.load(d_ptr + places * d_along, mask=inside, other=0.0).to(tl.float32)
+        e = (d * scales[:, None]).to(e_ptr.dtype.element_ty)
+        tl.store(e_ptr + places * e_along, e, mask=inside)
 
 
 @triton.jit
@@ -172,36 +174,48 @@ def _config(device: torch.device, dim: int) -> Config:
 
 
 @library.custom_op("speedrun::muon_direction_", mutates_args=("momentum_SMP",))
-def _muon_direction_(grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str) -> Tensor:
+def _muon_direction_(
+    grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str, dtype: torch.dtype
+) -> Tensor:
     ran("muon_direction", "triton")
-    dim, device = EQUILIBRATE[equilibrate] or -1, grads_SMP.device
-    direction_SMP = torch.empty(grads_SMP.shape, dtype=grads_SMP.dtype, device=device)
+    dim, device, equal = EQUILIBRATE[equilibrate] or -1, grads_SMP.device, equilibrate != "none"
+    result_SMP = torch.empty(grads_SMP.shape, dtype=dtype, device=device)
+    # In float32 where it is scaled by a second kernel: it is rounded once.
+    plain_SMP = torch.empty(grads_SMP.shape, dtype=torch.float32, device=device) if equal else result_SMP
     num_matrices, num_lines, length = len(grads_SMP), grads_SMP.shape[-3 - dim], grads_SMP.shape[dim]
     squares = torch.empty((num_matrices, num_lines), dtype=torch.float32, device=device)
     config = _config(device, dim)
     grid = (triton.cdiv(num_lines, config.blocks["LINES"]), num_matrices)
-    strides = [stride for x in (grads_SMP, momentum_SMP, direction_SMP) for stride in _by_line(x, dim)]
-    tensors = (grads_SMP, momentum_SMP, direction_SMP, squares)
+    strides = [stride for x in (grads_SMP, momentum_SMP, plain_SMP) for stride in _by_line(x, dim)]
+    tensors = (grads_SMP, momentum_SMP, plain_SMP, squares)
     arguments = (*tensors, float(momentum), 1.0 - momentum, num_lines, length, *strides)
-    launch(_momentum, grid, arguments, (1, 2, 3), config, SQUARES=equilibrate != "none")
-    if equilibrate != "none":
-        lines = (num_lines, length, *_by_line(direction_SMP, dim))
+    launch(_momentum, grid, arguments, (1, 2, 3), config, SQUARES=equal)
+    if equal:
+        lines = (num_lines, length, *_by_line(plain_SMP, dim), *_by_line(result_SMP, dim))
         chunk = _MATRIX[architecture(device)].blocks["LINES"]
-        launch(_equilibrate, grid, (direction_SMP, squares, SMALLEST_NORM, *lines), (0,), config, CHUNK=chunk)
-    return direction_SMP
+        arguments = (plain_SMP, result_SMP, squares, SMALLEST_NORM, *lines)
+        launch(_equilibrate, grid, arguments, (1,), config, CHUNK=chunk)
+    return result_SMP
 
 
 @_muon_direction_.register_fake
-def _(grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str) -> Tensor:
-    return torch.empty(grads_SMP.shape, dtype=grads_SMP.dtype, device=grads_SMP.device)
+def _(
+    grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str, dtype: torch.dtype
+) -> Tensor:
+    return torch.empty(grads_SMP.shape, dtype=dtype, device=grads_SMP.device)
 
 
 def muon_direction_(
-    grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str = "none"
+    grads_SMP: Tensor,
+    momentum_SMP: Tensor,
+    momentum: float,
+    equilibrate: str = "none",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Nesterov momentum, then MuonEq; `momentum_SMP` is updated. Reference: `reference.muon_direction_`."""
     require_direction(grads_SMP, momentum_SMP, equilibrate, DTYPES)
-    direction_SMP: Tensor = _muon_direction_(grads_SMP, momentum_SMP, momentum, equilibrate)
+    dtype = grads_SMP.dtype if dtype is None else dtype
+    direction_SMP: Tensor = _muon_direction_(grads_SMP, momentum_SMP, momentum, equilibrate, dtype)
     return direction_SMP
 
 
@@ -272,7 +286,7 @@ def muon_update_(
 
 
 def specimens(arch: int) -> list[Specimen]:
-    """Every kernel at 24 matrices of 768 x 3072 or its transpose: float32, the update in bf16."""
+    """Every kernel at 24 matrices of 768 x 3072 or its transpose: float32, direction and update in bf16."""
     found = []
     lines = {"num_lines": "i32", "length": "i32"}
     for config, contiguous in ((_ROWS[arch], "along"), (_COLUMNS[arch], "line")):
@@ -286,11 +300,11 @@ def specimens(arch: int) -> list[Specimen]:
             found.append(Specimen(kernel, signature, constants | ones, config, aligned, False))
 
         pointers = dict.fromkeys(("g_ptr", "m_ptr", "d_ptr", "squares_ptr"), "*fp32")
-        for squares in (False, True):
-            start = pointers | {"momentum": "fp32", "rest": "fp32"}
+        for squares, kind in ((False, "*bf16"), (True, "*fp32")):
+            start = pointers | {"d_ptr": kind, "momentum": "fp32", "rest": "fp32"}
             add(_momentum, start, "gmd", {"SQUARES": squares})
-        start = {"d_ptr": "*fp32", "squares_ptr": "*fp32", "smallest": "fp32"}
-        add(_equilibrate, start, "d", {"CHUNK": _MATRIX[arch].blocks["LINES"]})
+        start = {"d_ptr": "*fp32", "e_ptr": "*bf16", "squares_ptr": "*fp32", "smallest": "fp32"}
+        add(_equilibrate, start, "de", {"CHUNK": _MATRIX[arch].blocks["LINES"]})
         add(_square_sums, {"u_ptr": "*bf16", "squares_ptr": "*fp32"}, "u", {})
         start = {"p_ptr": "*fp32", "u_ptr": "*bf16", "factors_ptr": "*fp32", "matrix_ptr": "*fp32"}
         add(_apply, start | {"lr": "fp32", "decay": "fp32"}, "pu", {"FACTORS": True})

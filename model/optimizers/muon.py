@@ -41,10 +41,10 @@ def muon_step_(
             state[name] = params_SMP.new_zeros((len(params_SMP), *shape))
     with unchanged_if(skip, [params_SMP, *state.values()]):
         direction_SMP = kernels.muon_direction(
-            grads_SMP, state["momentum"], momentum, constants["equilibrate"]
+            grads_SMP, state["momentum"], momentum, constants["equilibrate"], polar_dtype
         )
         update_SMP = kernels.polar_express(
-            direction_SMP.to(polar_dtype), constants["polar_steps"], constants["polar_norm_scale"]
+            direction_SMP, constants["polar_steps"], constants["polar_norm_scale"]
         )
         kernels.muon_update(
             params_SMP,

@@ -18,6 +18,7 @@ TRITON = pytest.param(
     marks=pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
 )
 implementations = pytest.mark.parametrize("name", ["in-place", TRITON])
+BF16 = torch.bfloat16
 NUMBERS: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.3, "beta2": 0.9}
 
 
@@ -122,13 +123,38 @@ def test_compiled_or_not_the_bits_are_equal(
     assert all(map(torch.equal, *outcomes))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
+@pytest.mark.parametrize("momentum", [0.95, 0.5, 0.3])
+@pytest.mark.parametrize("equilibrate", ["none", "row", "column"])
+@pytest.mark.parametrize("shape", [(4, 96, 96), (2, 70, 37), (1, 37, 70)])
+def test_a_compiled_direction_is_the_eager_one(
+    shape: tuple[int, int, int], equilibrate: str, momentum: float
+) -> None:
+    """To the bit where no norm is summed and rows are whole vectors; with a line of zeros."""
+    torch.compiler.reset()  # one function is compiled a limited number of times
+    function, outcomes = implementation("muon_direction", "in-place"), []
+    for compiled in (False, True):
+        grads, memory = stacks(*shape)
+        grads[:, 0] = memory[:, 0] = 0.0
+        made = [
+            function(grads, memory, momentum, equilibrate, dtype, compiled=compiled) for dtype in (None, BF16)
+        ]
+        outcomes.append([*made, memory])
+    for eager, ours in zip(*outcomes, strict=True):
+        assert eager.dtype == ours.dtype
+        if equilibrate == "none" and shape[1] % 32 == 0:
+            assert torch.equal(eager, ours)
+        torch.testing.assert_close(eager, ours)
+
+
 def test_the_operators_are_sound() -> None:
     pytest.importorskip("triton")
     from kernels.triton_ops.muon_step import _muon_direction_, _muon_update_
 
     params, update = stacks(2, 3, 4)
     for equilibrate in ("none", "column"):
-        library.opcheck(_muon_direction_, (update, params.clone(), 0.9, equilibrate))
+        library.opcheck(_muon_direction_, (update, params.clone(), 0.9, equilibrate, torch.bfloat16))
     for second in (None, torch.ones(2, 1, 4)):
         library.opcheck(_muon_update_, (params.clone(), update, second, 0.1, 0.3, 0.9, True))
 

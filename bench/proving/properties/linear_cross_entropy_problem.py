@@ -83,9 +83,7 @@ def draw_problem(
     """A problem of any dtype and layout; a row in four is ignored."""
     dtype = data.draw(st.sampled_from(subject.dtypes), label="dtype")
     rows, vocab = data.draw(sizes(MOST_ROWS), label="N"), data.draw(sizes(MOST_TOKENS), label="V")
-    if data.draw(
-        st.booleans(), label="whole tiles"
-    ):  # a run's may be laid out otherwise
+    if data.draw(st.booleans(), label="whole tiles"):  # a run's may be laid out otherwise
         rows, vocab = TILE, -(-vocab // TILE) * TILE
     width = data.draw(sizes(20), label="D")
     width = whole_rows(width, dtype, subject.device)

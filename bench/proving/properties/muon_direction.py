@@ -44,20 +44,27 @@ def draw_pair(data: Any, subject: Subject, dtype: torch.dtype, **options: Any) -
 
 
 def run(
-    function: Any, grads: Tensor, momentum: Tensor, beta: float, equilibrate: str
+    function: Any,
+    grads: Tensor,
+    momentum: Tensor,
+    beta: float,
+    equilibrate: str,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(direction, new momentum); the arguments stay as they are."""
     memory = twin(momentum)
-    return function(grads, memory, beta, equilibrate), memory
+    return function(grads, memory, beta, equilibrate, dtype), memory
 
 
 def value(subject: Subject, data: Any) -> float:
-    """Direction and momentum are as close to float64 as eager's."""
+    """Direction and momentum are as close to float64 as eager's, the direction in any dtype asked for."""
     dtype, beta = draw_dtype(data, subject), data.draw(st.sampled_from(MOMENTA), label="momentum")
     grads, momentum = draw_pair(data, subject, dtype)
     equilibrate = data.draw(st.sampled_from(("none", *DIMS)), label="equilibrate")
-    actual = run(subject.function, grads, momentum, beta, equilibrate)
-    eager = run(subject.reference, grads, momentum, beta, equilibrate)
+    asked = data.draw(st.sampled_from((None, *subject.dtypes)), label="dtype of the direction")
+    actual = run(subject.function, grads, momentum, beta, equilibrate, asked)
+    eager = run(subject.reference, grads, momentum, beta, equilibrate, asked)
+    assert actual[0].dtype == eager[0].dtype
     oracle = run(subject.reference, grads.double(), momentum.double(), beta, equilibrate)
     terms = grads.double().abs() + momentum.double().abs()
     if equilibrate == "none":
@@ -163,6 +170,18 @@ def matrices_do_not_know_each_other(subject: Subject, data: Any) -> float:
     return max(ratios)
 
 
+def the_direction_is_rounded_once(subject: Subject, data: Any) -> float:
+    """Asked for in bf16, it is the direction in the gradients' dtype, rounded; the momentum is the same."""
+    dtype, beta = draw_dtype(data, subject), data.draw(st.sampled_from(MOMENTA), label="momentum")
+    grads, momentum = draw_pair(data, subject, dtype)
+    equilibrate = data.draw(st.sampled_from(("none", *DIMS)), label="equilibrate")
+    exact, memory = run(subject.function, grads, momentum, beta, equilibrate)
+    rounded, same = run(subject.function, grads, momentum, beta, equilibrate, torch.bfloat16)
+    assert torch.equal(memory, same)
+    assert torch.equal(rounded, exact.bfloat16())
+    return 0.0
+
+
 def only_the_momentum_is_changed(subject: Subject, data: Any) -> float:
     """Gradients, and what lies around the momentum, stay as they are; the direction is another tensor."""
     grads, momentum = draw_pair(data, subject, draw_dtype(data, subject))
@@ -188,5 +207,6 @@ PROPERTIES: tuple[Property, ...] = (
     scaling_and_sign_commute,
     columns_are_rows_of_the_transpose,
     matrices_do_not_know_each_other,
+    the_direction_is_rounded_once,
     only_the_momentum_is_changed,
 )

@@ -104,24 +104,46 @@ def with_the_momentum_in_bf16(g: Tensor, m: Tensor, momentum: float, equilibrate
     return direction
 
 
+def rounded(mutant: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The mutant with the op's last argument, the dtype of the direction."""
+
+    def called(
+        g: Tensor, m: Tensor, momentum: float, equilibrate: str = "none", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        return mutant(g, m, momentum, equilibrate).to(dtype or g.dtype)
+
+    return called
+
+
+def rounded_before_it_is_scaled(
+    g: Tensor, m: Tensor, momentum: float, equilibrate: str = "none", dtype: torch.dtype | None = None
+) -> Tensor:
+    plain = right(g, m, momentum, dtype=dtype)
+    return right(plain, plain.clone(), momentum, equilibrate)
+
+
 MUTANTS: dict[str, Callable[..., Any]] = {
-    "zeros": zeros,
-    "momentum-kept": with_momentum_kept,
-    "momentum-in-bf16": with_the_momentum_in_bf16,
-    "without-nesterov": without_nesterov,
-    "nesterov-of-the-old-momentum": with_nesterov_of_the_old_momentum,
-    "momentum-as-a-sum": with_momentum_as_a_sum,
-    "overwrites-the-gradient": overwriting_the_gradient,
-    "through-bf16": through_bf16,
-    "without-last-row": without_last_row,
-    "rows-and-columns-swapped": with_rows_and_columns_swapped,
-    "equilibration-ignored": ignoring_the_equilibration,
-    "lines-of-norm-one": partial(equilibrated, to_norm_one),
-    "mean-of-the-norms": partial(equilibrated, to_the_mean_norm),
-    "lines-of-the-matrix-norm": partial(equilibrated, to_the_matrix_norm),
-    "without-the-smallest-norm": partial(equilibrated, without_the_smallest_norm),
-    "target-of-the-whole-stack": partial(equilibrated, of_the_whole_stack),
-    "by-squares": partial(equilibrated, by_squares),
+    "rounded-before-scaled": rounded_before_it_is_scaled,
+    "asked-dtype-ignored": lambda g, m, momentum, equilibrate="none", dtype=None: right(
+        g, m, momentum, equilibrate
+    ),
+    "zeros": rounded(zeros),
+    "momentum-kept": rounded(with_momentum_kept),
+    "momentum-in-bf16": rounded(with_the_momentum_in_bf16),
+    "without-nesterov": rounded(without_nesterov),
+    "nesterov-of-the-old-momentum": rounded(with_nesterov_of_the_old_momentum),
+    "momentum-as-a-sum": rounded(with_momentum_as_a_sum),
+    "overwrites-the-gradient": rounded(overwriting_the_gradient),
+    "through-bf16": rounded(through_bf16),
+    "without-last-row": rounded(without_last_row),
+    "rows-and-columns-swapped": rounded(with_rows_and_columns_swapped),
+    "equilibration-ignored": rounded(ignoring_the_equilibration),
+    "lines-of-norm-one": rounded(partial(equilibrated, to_norm_one)),
+    "mean-of-the-norms": rounded(partial(equilibrated, to_the_mean_norm)),
+    "lines-of-the-matrix-norm": rounded(partial(equilibrated, to_the_matrix_norm)),
+    "without-the-smallest-norm": rounded(partial(equilibrated, without_the_smallest_norm)),
+    "target-of-the-whole-stack": rounded(partial(equilibrated, of_the_whole_stack)),
+    "by-squares": rounded(partial(equilibrated, by_squares)),
     "triton-norms-of-last-tile": mutated(
         "muon_step", "muon_direction_", "squares += tl.sum(d * d, 1)", "squares = tl.sum(d * d, 1)"
     ),
