@@ -214,13 +214,14 @@ def _fp8_linear(make: Maker) -> Case:
 
 
 def _muon_direction(make: Maker, S: int, M: int, P: int) -> Case:
-    # Gradients read, momentum read and written, direction written, all float32.
-    moved = 4 * S * M * P * FLOAT32_BYTES
+    # Gradients read, momentum read and written, in float32; the direction written in the polar step's dtype.
+    moved = S * M * P * (3 * FLOAT32_BYTES + make.element_bytes)
     arguments = (
         make.normal(S, M, P, dtype=torch.float32),
         make.normal(S, M, P, dtype=torch.float32),
         0.95,
         "row",
+        make.dtype,
     )
     return Case("muon_direction", f"{S}x{M}x{P}", torch.float32, arguments, moved, 0, changed=(1,))
 

@@ -227,6 +227,7 @@ def test_the_whole_logits_of_the_reference_show_in_its_memory() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
 def test_the_compiled_reference_is_a_baseline() -> None:
     rows = measure(CPU, ["mix_rms_norm"], TINY, 2, "a CPU", {}, dtype=torch.float32).rows
     assert [row.implementation for row in rows] == [REFERENCE, COMPILED]
