@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kernels.arguments import require, require_device, require_dtype, require_shape
-from kernels.compiling import compiled_pass
+from kernels.compiling import compiled_pass, is_worth_compiling
 from kernels.counting import ran
 from kernels.reference import SMALLEST_NORM, SMALLEST_SECOND_MOMENT, accumulation_dtype, neuron_dim
 
@@ -65,9 +65,11 @@ def muon_direction_(
     direction_SMP = grads_SMP.new_empty(grads_SMP.shape, dtype=dtype)
     dim = EQUILIBRATE[equilibrate]
     stacks = (grads_SMP, momentum_SMP, direction_SMP)
-    if compiled and grads_SMP.dtype in MASTERS and grads_SMP.is_contiguous() and momentum_SMP.is_contiguous():
+    if compiled and grads_SMP.dtype in MASTERS and is_worth_compiling(grads_SMP, momentum_SMP):
         rest = 1.0 - momentum
         numbers = (grads_SMP.new_tensor(number) for number in (rest, momentum))
+        if dim is None:  # one compilation for all shapes
+            stacks = (grads_SMP.flatten(), momentum_SMP.flatten(), direction_SMP.flatten())
         compiled_pass(_direction_, contract="fast")(*stacks, *numbers, rest < 0.5, momentum < 0.5, dim)
         return direction_SMP
     for grads, memory, direction in [stacks] if dim is None else _chunks(*stacks):
@@ -159,8 +161,9 @@ def muon_update_(
     """
     require_update(params_SMP, update_SMP, second_moment, MASTERS, FLOATS)
     ran("muon_update", "in-place")
+    compiled = compiled and is_worth_compiling(params_SMP, update_SMP)
     factor = neuron_factor_(params_SMP, update_SMP, second_moment, beta2, renormalise, compiled)
-    if compiled and params_SMP.is_contiguous() and update_SMP.is_contiguous():
+    if compiled:
         _apply_compiled_(params_SMP, update_SMP, factor, -lr * weight_decay, -lr)
         return
     for params, update, *factors in _chunks(params_SMP, update_SMP, *([] if factor is None else [factor])):
@@ -227,7 +230,7 @@ def _neuron_norms(update_SMP: Tensor, dim: int, dtype: torch.dtype, compiled: bo
     if compiled and dim == -2:
         norms = compiled_pass(_column_norms)(update_SMP, dtype)
         return norms
-    if compiled and update_SMP.is_contiguous() and update_SMP.shape[-1] % LANES == 0:
+    if compiled and update_SMP.shape[-1] % LANES == 0:
         norms = compiled_pass(_row_norms)(update_SMP.flatten(0, 1), dtype)
         return norms.view(*update_SMP.shape[:-1], 1)
     # In chunks, since the whole would be cast first.

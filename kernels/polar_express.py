@@ -14,7 +14,7 @@ infinity. Largest singular value in bf16, over 12 shapes from 1 x 1 to 384 x 153
 and deficient ranks: this form 1.142, Gram 2e9, Gram with R recomputed from X after two steps 1.45, after one
 and three 12, for the last two steps only 1.166 (8 x 16).
 
-Shapes: S stacked matrices of M x P; n the shorter side.
+Shapes: S stacked matrices of M x P; n the shorter side, N = M*P.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from kernels.arguments import require, require_dtype, require_shape
-from kernels.compiling import compiled_pass
+from kernels.compiling import compiled_pass, is_worth_compiling
 from kernels.counting import ran
 from kernels.reference import POLAR_EXPRESS_COEFFICIENTS, accumulation_dtype
 
@@ -78,7 +78,11 @@ def polar_express(
     ran("polar_express", "two-forms")
     scale, each = shifts(steps)
     numbers = (torch.tensor(number, dtype=accumulation_dtype(gradient_SMP)) for number in (scale, norm_scale))
-    X: Tensor = (compiled_pass(_normalised) if compiled else _normalised)(gradient_SMP, *numbers)
+    X: Tensor
+    if compiled and is_worth_compiling(gradient_SMP):
+        X = compiled_pass(_normalised)(gradient_SMP.flatten(1), *numbers).view(gradient_SMP.shape)
+    else:
+        X = _normalised(gradient_SMP.flatten(1), *numbers).view(gradient_SMP.shape)
     if not each:
         return X
     tall = X.shape[-2] > X.shape[-1]
@@ -91,11 +95,11 @@ def polar_express(
     return X.mT @ Q.mT if tall else Q @ X  # Q is symmetric; so the result is contiguous
 
 
-def _normalised(gradient_SMP: Tensor, scale: Tensor, norm_scale: Tensor) -> Tensor:
-    """The matrices, each divided by its Frobenius norm times `norm_scale`, times `scale`; contiguous."""
-    norm_S11 = torch.linalg.vector_norm(gradient_SMP, dim=(-2, -1), keepdim=True, dtype=scale.dtype)
-    factor_S11: Tensor = scale / (norm_S11 * norm_scale + 1e-6)
-    return (gradient_SMP * factor_S11).to(gradient_SMP.dtype)
+def _normalised(gradient_SN: Tensor, scale: Tensor, norm_scale: Tensor) -> Tensor:
+    """Each row divided by its norm times `norm_scale`, times `scale`."""
+    norm_S1 = torch.linalg.vector_norm(gradient_SN, dim=1, keepdim=True, dtype=scale.dtype)
+    factor_S1: Tensor = scale / (norm_S1 * norm_scale + 1e-6)
+    return (gradient_SN * factor_S1).to(gradient_SN.dtype)
 
 
 def _factor(X: Tensor, together: tuple[Shift, ...]) -> Tensor:
