@@ -26,7 +26,7 @@ from bench.spec.recipe import Compile, Horizon, Kernels, Precision, Recipe
 from bench.spec.submission import Submission
 from bench.spec.track import load_tracks
 from bench.spec.workspace import Workspace
-from bench.training.build import build_trainer, loop_config
+from bench.training.build import build_trainer, steps_only
 from bench.training.loop import StepsDone, train, warm_up
 from kernels.bench_measure import Spread, spread_of
 from kernels.choices import REFERENCE
@@ -212,7 +212,7 @@ def _begin(
         batches: list[Batch] = [
             each.to(device.torch_device) for each in islice(loader, 2 * plan.accumulation)
         ]
-    events = train(trainer, cycle(batches), loop_config(plan), lambda _: 1000.0)
+    events = train(trainer, cycle(batches), steps_only(plan), lambda _: 1000.0)
     running = Running(_trained(contender, plan), events, [])
     for _ in range(2):
         running = _step(running, device)

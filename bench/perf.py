@@ -27,7 +27,7 @@ from bench.spec.recipe import Batch, Compile, Data, Horizon, Recipe
 from bench.spec.submission import Submission
 from bench.spec.track import load_track
 from bench.spec.workspace import Workspace
-from bench.training.build import build_trainer, loop_config
+from bench.training.build import build_trainer, steps_only
 from bench.training.loop import StepsDone, train, warm_up
 from kernels.bench_measure import Spread, spread_of
 
@@ -144,7 +144,7 @@ def _training(plan: Plan, device: Device, prepared: Prepared, num_steps: int) ->
     step_s = []
     with Loader(prepared, shape[1], shape[0], 1, 0, 1, seed=SEED, device_pin=False) as loader:
         batches = (batch.to(device.torch_device) for batch in loader)
-        events = train(trainer, batches, loop_config(plan), lambda _: 1000.0)
+        events = train(trainer, batches, steps_only(plan), lambda _: 1000.0)
         mark = time.perf_counter()
         for event in islice(events, num_steps + 2):
             assert isinstance(event, StepsDone)

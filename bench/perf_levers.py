@@ -23,7 +23,7 @@ from bench.spec.plan import Plan
 from bench.spec.recipe import BatchWarmup, Muon, Recipe, Schedule
 from bench.spec.submission import differences, load
 from bench.spec.workspace import Workspace
-from bench.training.build import build_trainer, loop_config
+from bench.training.build import build_trainer, steps_only
 from bench.training.loop import train, warm_up
 from model.schedule import StepScales
 
@@ -142,10 +142,7 @@ def _running(plan: Plan, device: Device) -> Iterator[object]:
             tokens = torch.randint(plan.model.vocab_size, (2, *shape), generator=generator)
             yield Batch(tokens.to(device.torch_device), Cursor(step=0, micro=0))
 
-    config = loop_config(plan)._replace(
-        log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=0, state_steps=frozenset()
-    )
-    events = train(trainer, batches(), config, lambda _: 1000.0)
+    events = train(trainer, batches(), steps_only(plan), lambda _: 1000.0)
     for _ in islice(events, UNTIMED_STEPS):
         device.synchronize()
         device.sample_memory()

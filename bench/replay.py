@@ -33,7 +33,7 @@ from bench.records.trace import Drawable, Step, Trace, trace_of
 from bench.spec.plan import Plan
 from bench.spec.workspace import Workspace
 from bench.training import checkpoint
-from bench.training.build import build_trainer, loop_config, open_loader, seed_stream
+from bench.training.build import build_trainer, open_loader, seed_stream, steps_only
 from bench.training.loop import StepsDone, Trainer, train
 from bench.training.ranks import ALONE, Ranks
 from bench.training.run_folder import folder_path
@@ -99,13 +99,11 @@ class Rerun(NamedTuple):
 
     def _steps(self, trainer: Trainer, segment: Drawable) -> list[StepsDone]:
         plan = self.plan
-        config = loop_config(plan)._replace(
-            log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=0, state_steps=frozenset()
-        )
         with open_loader(plan, self.prepared, self.seed, self.device, self.ranks) as loader:
             loader.seek(segment.start)
             batches = (batch.to(self.device.torch_device) for batch in loader)
-            events = train(trainer, batches, config, self._total_steps, segment.start, self.ranks.mean)
+            alone = steps_only(plan)
+            events = train(trainer, batches, alone, self._total_steps, segment.start, self.ranks.mean)
             done = list(islice(events, segment.stop - segment.start))
         if not all(isinstance(event, StepsDone) for event in done):
             raise VerificationFailed(

@@ -23,7 +23,7 @@ from bench.spec.recipe import Batch as BatchTable
 from bench.spec.recipe import Compile, Horizon, Kernels, Optimizer, Precision, Recipe, Schedule
 from bench.spec.recipe import Muon as MuonTable
 from bench.spec.workspace import Workspace
-from bench.training.build import build_trainer, loop_config
+from bench.training.build import build_trainer, steps_only
 from bench.training.loop import StepsDone, Trainer, train
 from kernels.choices import REFERENCE
 
@@ -125,8 +125,7 @@ def train_steps(
     buffer = torch.randint(MODEL.vocab_size, shape, generator=torch.Generator().manual_seed(SEED))
     batch = Batch(buffer, Cursor(step=0, micro=0)).to(device.torch_device)
     losses: list[float] = []
-    config = loop_config(plan)._replace(state_steps=frozenset())
-    for event in train(trainer, iter([batch] * STEPS), config, lambda _: float(STEPS)):
+    for event in train(trainer, iter([batch] * STEPS), steps_only(plan), lambda _: float(STEPS)):
         if not isinstance(event, StepsDone):
             raise VerificationFailed(f"training gave {event}", "do not trust runs on this device")
         losses += event.losses

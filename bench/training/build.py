@@ -97,6 +97,13 @@ def loop_config(plan: Plan) -> LoopConfig:
     )
 
 
+def steps_only(plan: Plan) -> LoopConfig:
+    """`loop_config`, but every event is one optimizer step: nothing is evaluated, kept or hashed."""
+    return loop_config(plan)._replace(
+        log_every_steps=1, eval_every_steps=0, checkpoint_every_steps=0, state_steps=frozenset()
+    )
+
+
 def open_loader(plan: Plan, prepared: Prepared, seed: int, device: Device, ranks: Ranks = ALONE) -> Loader:
     """This rank's batches of a run, in the order that its seed gives."""
     return Loader(
