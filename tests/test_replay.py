@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.errors import DataError, PlanRefused
+from bench.commands.device import _replayed
+from bench.errors import DataError, PlanRefused, VerificationFailed
 from bench.host.planning import plan_submission
 from bench.records.replayed import Replay, load_replays, record_sha256, write_replay
 from bench.records.store import StoredRecord
@@ -142,6 +145,24 @@ def test_the_command_writes_what_it_found(ran: tuple[Workspace, StoredRecord]) -
     (found,) = load_replays(space.replays).values()
     assert found.passed
     assert found.nonce == "x"
+
+
+def test_other_code_indicts_no_record(
+    ran: tuple[Workspace, StoredRecord], rerun: Rerun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay that differs is written only where the code is the record's."""
+    space, stored = ran
+    failed = msgspec.structs.replace(outcome(ran, rerun, count=1), passed=False, says="the loss differs")
+    options = argparse.Namespace(root=space.root, data=space.data, json=False)
+    before = load_replays(space.replays)
+    monkeypatch.setattr("bench.host.provenance.is_code_of", lambda _root, _recorded: False)
+    with pytest.raises(PlanRefused, match="the loss differs; but the code is not the record's") as error:
+        _replayed(options, stored, failed)
+    assert stored.record.identity.git_commit[:12] in error.value.hint
+    assert load_replays(space.replays) == before
+    monkeypatch.undo()
+    assert _replayed(options, stored, failed) == VerificationFailed.exit_code
+    assert load_replays(space.replays) != before
 
 
 def test_outcomes_are_read_as_written(

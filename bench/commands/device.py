@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bench.host.planning import Planned
     from bench.lever_costs import LeverCost
     from bench.records.replayed import Replay
+    from bench.records.store import StoredRecord
 
 
 def run(options: argparse.Namespace) -> int:
@@ -188,13 +189,20 @@ def replay(options: argparse.Namespace) -> int:
         rerun = open_rerun(stored, planned, space, options.environment, ranks)
         nonce = ranks.share(options.nonce or secrets.token_hex(8))
         outcome = execute(stored, rerun, nonce, options.segments, facts.device_name, console.line)
-    return _replayed(options, outcome) if ranks.is_first else 0
+    return _replayed(options, stored, outcome) if ranks.is_first else 0
 
 
-def _replayed(options: argparse.Namespace, outcome: Replay) -> int:
+def _replayed(options: argparse.Namespace, stored: StoredRecord, outcome: Replay) -> int:
+    from bench.host.provenance import Provenance, is_code_of
     from bench.records.replayed import write_replay
 
-    space = workspace(options)
+    space, run_of = workspace(options), stored.record.identity
+    recorded = Provenance(run_of.git_commit, run_of.git_dirty_sha256)
+    if not outcome.passed and not is_code_of(space.root, recorded):
+        raise PlanRefused(
+            f"{stored.path}: {outcome.says}; but the code is not the record's, so that says nothing of it",
+            f"replay it at commit {run_of.git_commit[:12]}, in a `git worktree` of its own",
+        )
     path = write_replay(space.replays, outcome)
     if options.json:
         emit(outcome)

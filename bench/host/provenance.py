@@ -35,6 +35,16 @@ def provenance(root: Path) -> Provenance:
     return Provenance(commit.decode().strip(), digest.hexdigest() if changed or files else "")
 
 
+def is_code_of(root: Path, recorded: Provenance) -> bool:
+    """Whether the checkout at `root` runs the code that was recorded, if at another commit."""
+    here = provenance(root)
+    if here.dirty_sha256 != recorded.dirty_sha256:
+        return False
+    if here.commit == recorded.commit:
+        return True
+    return _git(root, "diff", "--no-ext-diff", "--quiet", recorded.commit, "HEAD", "--", *CODE) is not None
+
+
 def _git(root: Path, *arguments: str) -> bytes | None:
     try:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True).stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.host.provenance import Provenance, provenance
+from bench.host.provenance import Provenance, is_code_of, provenance
 
 
 @pytest.fixture
@@ -71,3 +71,23 @@ def test_a_link_to_nowhere_is_hashed_by_its_name(checkout: Path) -> None:
 
 def test_outside_a_checkout_nothing_is_claimed(tmp_path: Path) -> None:
     assert provenance(tmp_path) == Provenance("unknown", "")
+
+
+def test_a_later_commit_may_run_the_same_code(checkout: Path) -> None:
+    first = provenance(checkout)
+    assert is_code_of(checkout, first)
+    (checkout / "README.md").write_text("other\n")
+    commit(checkout)
+    assert provenance(checkout).commit != first.commit
+    assert is_code_of(checkout, first)
+    (checkout / "bench" / "run.py").write_text("x = 2\n")
+    assert not is_code_of(checkout, first)
+    commit(checkout)
+    assert not is_code_of(checkout, first)
+    assert not is_code_of(checkout, first._replace(commit="0" * 40))
+
+
+def commit(folder: Path) -> None:
+    """All that changed."""
+    for words in (["add", "."], ["commit", "--quiet", "--no-verify", "-m", "more"]):
+        subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
