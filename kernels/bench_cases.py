@@ -220,7 +220,6 @@ def _muon_direction(make: Maker, S: int, M: int, P: int) -> Case:
         make.normal(S, M, P, dtype=torch.float32),
         make.normal(S, M, P, dtype=torch.float32),
         0.95,
-        "row",
         make.dtype,
     )
     return Case("muon_direction", f"{S}x{M}x{P}", torch.float32, arguments, moved, 0, changed=(1,))

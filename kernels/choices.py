@@ -66,8 +66,11 @@ _PREFERRED["cuda"] = _PREFERRED["cpu"] | {
     "attention": ("varlen", "torch's flash attention with a window"),
     "relu_squared_mlp": ("triton", "relu^2 and its derivative in the epilogues of the products"),
     "linear_cross_entropy": ("triton", "one pass turns a chunk's logits into its gradient"),
-    "muon_direction": ("triton", "momentum, row norms and the cast in one pass"),
-    "polar_express": ("triton", "half the tiles of the symmetric products"),
+    "muon_direction": ("triton", "momentum and its cast in one pass"),
+    "polar_express": (
+        "triton",
+        "half the tiles of the symmetric products; MuonEq in the pass that normalises",
+    ),
     "muon_update": ("triton", "norms, decay and update in one pass over the parameters"),
     "bigram_residual": ("triton", "one pass over sorted rows, bf16 in, float32 sums, no atomics"),
     "fp8_linear": ("triton", "largest value, cast and transposed copy in one read"),

@@ -4,12 +4,11 @@ All that Muon+ and NorMuon compute follows from one number a neuron, the sum of 
 update is read twice, once for those sums and once to be applied. What is done in elementary steps is done to
 a few matrices at a time: what lies between them then stays in the cache.
 
-Compiled, the direction is one pass, cast included: at d6 4.5 ms instead of 9.2, with MuonEq by rows 6.4
-instead of 10.6, by columns 10.8 instead of 19.5 (two cores, medians of 17). The update is applied in one pass
-that leaves the same bits (`_apply_`), and its norms are taken as it is read, columns side by side: torch
-casts the whole first and adds a column's numbers one at a time. All of `muon_update_` at d6 took 15 ms
-instead of 56, without its levers 8 instead of 12 (one thread of a busy machine, processor time, the least of
-20).
+Compiled, the direction is one pass, cast included (4.5 ms instead of 9.2 at d6, two cores, medians of 17).
+The update is applied in one pass that leaves the same bits (`_apply_`), and its norms are taken as it is
+read, columns side by side: torch casts the whole first and adds a column's numbers one at a time. All of
+`muon_update_` at d6 took 15 ms instead of 56, without its levers 8 instead of 12 (one thread of a busy
+machine, processor time, the least of 20).
 
 Shapes: S stacked matrices of M x P; a neuron is a row where M >= P, else a column (`reference.neuron_dim`).
 """
@@ -19,14 +18,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.arguments import require, require_device, require_dtype, require_shape
+from kernels.arguments import require_device, require_dtype, require_shape
 from kernels.compiling import compiled_pass, is_worth_compiling
 from kernels.counting import ran
-from kernels.reference import SMALLEST_NORM, SMALLEST_SECOND_MOMENT, accumulation_dtype, neuron_dim
+from kernels.reference import SMALLEST_NORM, SMALLEST_SECOND_MOMENT, neuron_dim
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16)
 MASTERS = (torch.float64, torch.float32)
-EQUILIBRATE = {"none": None, "row": -1, "column": -2}  # the dimension along which norms are taken
 # 1 MB of float32 for each of the two temporaries: half of the second-level cache of a core.
 CHUNK_ELEMENTS = 2**18
 # Partial sums in which torch 2.13 adds up a row's squares in float32, whatever the processor's vectors: the
@@ -34,90 +32,60 @@ CHUNK_ELEMENTS = 2**18
 LANES = 8
 
 
-def require_direction(
-    grads_SMP: Tensor, momentum_SMP: Tensor, equilibrate: str, dtypes: tuple[torch.dtype, ...]
-) -> None:
+def require_direction(grads_SMP: Tensor, momentum_SMP: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     """Raise TypeError or ValueError unless these are arguments of `muon_direction_`."""
     require_dtype("grads_SMP", grads_SMP, dtypes)
     require_shape("grads_SMP", grads_SMP, (None, None, None))
     require_dtype("momentum_SMP", momentum_SMP, (grads_SMP.dtype,))
     require_shape("momentum_SMP", momentum_SMP, grads_SMP.shape)
     require_device("momentum_SMP", momentum_SMP, grads_SMP)
-    require(equilibrate in EQUILIBRATE, "equilibrate", f"{equilibrate!r}, expected {', '.join(EQUILIBRATE)}")
 
 
 def muon_direction_(
     grads_SMP: Tensor,
     momentum_SMP: Tensor,
     momentum: float,
-    equilibrate: str = "none",
     dtype: torch.dtype | None = None,
     *,
     compiled: bool = False,
 ) -> Tensor:
-    """Nesterov momentum, then MuonEq; `momentum_SMP` is updated. Reference: `reference.muon_direction_`.
+    """Nesterov momentum; `momentum_SMP` is updated. Reference: `reference.muon_direction_`.
 
     Args:
-        compiled: whether all of it is one pass of torch.compile; MuonEq's norms then are other bits.
+        compiled: whether all of it is one pass of torch.compile, which leaves the same bits.
     """
-    require_direction(grads_SMP, momentum_SMP, equilibrate, FLOATS)
+    require_direction(grads_SMP, momentum_SMP, FLOATS)
     ran("muon_direction", "in-place")
-    direction_SMP = grads_SMP.new_empty(grads_SMP.shape, dtype=dtype)
-    dim = EQUILIBRATE[equilibrate]
-    stacks = (grads_SMP, momentum_SMP, direction_SMP)
-    if compiled and grads_SMP.dtype in MASTERS and is_worth_compiling(grads_SMP, momentum_SMP):
-        rest = 1.0 - momentum
-        numbers = (grads_SMP.new_tensor(number) for number in (rest, momentum))
-        if dim is None:  # one compilation for all shapes
-            stacks = (grads_SMP.flatten(), momentum_SMP.flatten(), direction_SMP.flatten())
-        compiled_pass(_direction_, contract="fast")(*stacks, *numbers, rest < 0.5, momentum < 0.5, dim)
-        return direction_SMP
-    for grads, memory, direction in [stacks] if dim is None else _chunks(*stacks):
-        memory.lerp_(grads, 1.0 - momentum)
-        exact = grads.lerp(memory, momentum)
-        if dim is not None:
-            _equilibrate_(exact, dim)
-        direction.copy_(exact)
-    return direction_SMP
+    if not (compiled and grads_SMP.dtype in MASTERS and is_worth_compiling(grads_SMP, momentum_SMP)):
+        momentum_SMP.lerp_(grads_SMP, 1.0 - momentum)
+        return grads_SMP.lerp(momentum_SMP, momentum).to(dtype)
+    rest = 1.0 - momentum
+    numbers = (grads_SMP.new_tensor(number) for number in (rest, momentum))
+    flat = (grads_SMP.flatten(), momentum_SMP.flatten())  # one compilation for all shapes
+    direction: Tensor = compiled_pass(_direction_, contract="fast")(
+        *flat, *numbers, rest < 0.5, momentum < 0.5, dtype or grads_SMP.dtype
+    )
+    return direction.view(grads_SMP.shape)
 
 
 def _direction_(
     grads: Tensor,
     memory: Tensor,
-    direction: Tensor,
     rest: Tensor,
     momentum: Tensor,
     is_rest_small: bool,
     is_momentum_small: bool,
-    dim: int | None,
-) -> None:
-    """All of it for the compiler; without MuonEq to the bits of `lerp`, where products are contracted."""
+    dtype: torch.dtype,
+) -> Tensor:
+    """All of it for the compiler, to the bits of `lerp` where products are contracted."""
     averaged = _lerp(memory, grads, rest, is_rest_small)
-    exact = _lerp(grads, averaged, momentum, is_momentum_small)
     memory.copy_(averaged)
-    direction.copy_(
-        exact if dim is None else exact * _equal_scale(exact.square().sum(dim, keepdim=True).sqrt())
-    )
+    return _lerp(grads, averaged, momentum, is_momentum_small).to(dtype)
 
 
 def _lerp(start: Tensor, end: Tensor, weight: Tensor, is_small: bool) -> Tensor:
     """torch's: from the nearer end."""
     return start + weight * (end - start) if is_small else end + (weight - 1.0) * (end - start)
-
-
-def _equal_scale(norms: Tensor) -> Tensor:
-    """What brings lines of these norms to their root mean square."""
-    return norms.square().mean((-2, -1), keepdim=True).sqrt() / norms.clamp_min(SMALLEST_NORM)
-
-
-def _equilibrate_(direction_SMP: Tensor, dim: int) -> None:
-    """MuonEq of a few matrices: a product in float32, rounded once."""
-    dtype = accumulation_dtype(direction_SMP)
-    scale = _equal_scale(torch.linalg.vector_norm(direction_SMP, dim=dim, keepdim=True, dtype=dtype))
-    if direction_SMP.dtype == dtype:
-        direction_SMP.mul_(scale)
-    else:
-        direction_SMP.copy_(direction_SMP * scale)
 
 
 def require_update(

@@ -19,6 +19,7 @@ Shapes: S stacked matrices of M x P; n the shorter side, N = M*P.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,10 @@ from torch import Tensor
 from kernels.arguments import require, require_dtype, require_shape
 from kernels.compiling import compiled_pass, is_worth_compiling
 from kernels.counting import ran
-from kernels.reference import POLAR_EXPRESS_COEFFICIENTS, accumulation_dtype
+from kernels.reference import POLAR_EXPRESS_COEFFICIENTS, SMALLEST_NORM, accumulation_dtype
 
 GRAM_ASPECT_RATIO = 2
+EQUILIBRATE = {"none": None, "row": -1, "column": -2}  # the dimension along which MuonEq's norms are taken
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -55,16 +57,24 @@ def shifts(steps: int) -> tuple[float, tuple[Shift, ...]]:
     return t, tuple(reversed(backwards))
 
 
-def require_polar(gradient_SMP: Tensor, steps: int, dtypes: tuple[torch.dtype, ...]) -> None:
+def require_polar(
+    gradient_SMP: Tensor, steps: int, equilibrate: str, dtypes: tuple[torch.dtype, ...]
+) -> None:
     """Raise TypeError or ValueError unless these are arguments of the polar step."""
     require_dtype("gradient_SMP", gradient_SMP, dtypes)
     require_shape("gradient_SMP", gradient_SMP, (None, None, None))
     most = len(POLAR_EXPRESS_COEFFICIENTS)
     require(0 <= steps <= most, "steps", f"{steps}, there are coefficients for 0 to {most}")
+    require(equilibrate in EQUILIBRATE, "equilibrate", f"{equilibrate!r}, expected {', '.join(EQUILIBRATE)}")
 
 
 def polar_express(
-    gradient_SMP: Tensor, steps: int = 5, norm_scale: float = 1.01, *, compiled: bool = False
+    gradient_SMP: Tensor,
+    steps: int = 5,
+    norm_scale: float = 1.01,
+    equilibrate: str = "none",
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """Approximate nearest semi-orthogonal matrices; reference: `reference.polar_express`.
 
@@ -72,17 +82,13 @@ def polar_express(
         gradient_SMP: in the dtype to iterate in (bf16 where the device multiplies it faster).
         steps: how many of the five coefficient triples to apply.
         norm_scale: the Frobenius norm is divided by itself times this, so that singular values start below 1.
+        equilibrate: what MuonEq brings to one norm first, in the pass that normalises.
         compiled: whether that goes through torch.compile: 2.9 ms at d6, else 10.9 (two cores, medians of 20).
     """
-    require_polar(gradient_SMP, steps, DTYPES)
+    require_polar(gradient_SMP, steps, equilibrate, DTYPES)
     ran("polar_express", "two-forms")
     scale, each = shifts(steps)
-    numbers = (torch.tensor(number, dtype=accumulation_dtype(gradient_SMP)) for number in (scale, norm_scale))
-    X: Tensor
-    if compiled and is_worth_compiling(gradient_SMP):
-        X = compiled_pass(_normalised)(gradient_SMP.flatten(1), *numbers).view(gradient_SMP.shape)
-    else:
-        X = _normalised(gradient_SMP.flatten(1), *numbers).view(gradient_SMP.shape)
+    X = _start(gradient_SMP, scale, norm_scale, EQUILIBRATE[equilibrate], compiled)
     if not each:
         return X
     tall = X.shape[-2] > X.shape[-1]
@@ -95,11 +101,32 @@ def polar_express(
     return X.mT @ Q.mT if tall else Q @ X  # Q is symmetric; so the result is contiguous
 
 
+def _start(gradient_SMP: Tensor, scale: float, norm_scale: float, dim: int | None, compiled: bool) -> Tensor:
+    """The matrices, after MuonEq of lines along `dim`, of norm scale / norm_scale; contiguous."""
+    numbers = [torch.tensor(number, dtype=accumulation_dtype(gradient_SMP)) for number in (scale, norm_scale)]
+    compiled = compiled and is_worth_compiling(gradient_SMP)
+    started: Callable[..., Tensor] = _normalised if dim is None else _equilibrated
+    started = compiled_pass(started) if compiled else started
+    if dim is None:  # one compilation for all shapes
+        return started(gradient_SMP.flatten(1), *numbers).view(gradient_SMP.shape)
+    return started(gradient_SMP, *numbers, dim).contiguous()
+
+
 def _normalised(gradient_SN: Tensor, scale: Tensor, norm_scale: Tensor) -> Tensor:
     """Each row divided by its norm times `norm_scale`, times `scale`."""
     norm_S1 = torch.linalg.vector_norm(gradient_SN, dim=1, keepdim=True, dtype=scale.dtype)
     factor_S1: Tensor = scale / (norm_S1 * norm_scale + 1e-6)
     return (gradient_SN * factor_S1).to(gradient_SN.dtype)
+
+
+def _equilibrated(gradient_SMP: Tensor, scale: Tensor, norm_scale: Tensor, dim: int) -> Tensor:
+    """The same after MuonEq, whose matrices' norms follow from those of the lines."""
+    norms = torch.linalg.vector_norm(gradient_SMP, dim=dim, keepdim=True, dtype=scale.dtype)
+    inverses = norms.clamp_min(SMALLEST_NORM).reciprocal()
+    target_S11 = norms.square().mean((-2, -1), keepdim=True).sqrt()
+    norm_S11 = target_S11 * (norms * inverses).square().sum((-2, -1), keepdim=True).sqrt()
+    factors: Tensor = inverses * (target_S11 * scale / (norm_S11 * norm_scale + 1e-6))
+    return (gradient_SMP * factors).to(gradient_SMP.dtype)
 
 
 def _factor(X: Tensor, together: tuple[Shift, ...]) -> Tensor:

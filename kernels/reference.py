@@ -151,15 +151,31 @@ def sliding_window_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, win
     return y_BHTK.transpose(1, 2)
 
 
-def polar_express(gradient_SMP: Tensor, steps: int = 5, norm_scale: float = 1.01) -> Tensor:
-    """Nearly the nearest semi-orthogonal matrices: singular values in [0.86, 1.14] (arXiv 2505.16932)."""
-    X: Tensor = gradient_SMP / (gradient_SMP.norm(dim=(-2, -1), keepdim=True) * norm_scale + 1e-6)
+def polar_express(
+    gradient_SMP: Tensor, steps: int = 5, norm_scale: float = 1.01, equilibrate: str = "none"
+) -> Tensor:
+    """Nearly the nearest semi-orthogonal matrices: singular values in [0.86, 1.14] (arXiv 2505.16932).
+
+    Args:
+        equilibrate: MuonEq first: "row" or "column" brings all of them to one norm, the matrix keeping its
+            own; "none".
+    """
+    X: Tensor = gradient_SMP if equilibrate == "none" else _equilibrated(gradient_SMP, equilibrate)
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) * norm_scale + 1e-6)
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X
     for a, b, c in POLAR_EXPRESS_COEFFICIENTS[:steps]:
         A = X @ X.mT
         X = a * X + (b * A + c * (A @ A)) @ X
     return X.mT if tall else X
+
+
+def _equilibrated(matrix_SMP: Tensor, lines: str) -> Tensor:
+    dim = -1 if lines == "row" else -2
+    norms = matrix_SMP.norm(dim=dim, keepdim=True)
+    target = norms.square().sum((-2, -1), keepdim=True).sqrt() / norms.shape[-3 - dim] ** 0.5
+    equal_SMP: Tensor = matrix_SMP * (target / norms.clamp_min(SMALLEST_NORM))
+    return equal_SMP
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -189,27 +205,15 @@ def quantise_fp8(x_MP: Tensor, dtype: torch.dtype, rowwise: bool = False) -> tup
 
 
 def muon_direction_(
-    grads_SMP: Tensor,
-    momentum_SMP: Tensor,
-    momentum: float,
-    equilibrate: str = "none",
-    dtype: torch.dtype | None = None,
+    grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Nesterov momentum of the gradients, `momentum_SMP` updated; then MuonEq.
+    """Nesterov momentum of the gradients, `momentum_SMP` updated.
 
     Args:
-        equilibrate: "row" or "column" brings all of them to one norm, the matrix keeping its own; "none".
         dtype: what the result is rounded to; None is the gradients'.
     """
     momentum_SMP.lerp_(grads_SMP, 1.0 - momentum)
-    direction_SMP = grads_SMP.lerp(momentum_SMP, momentum)
-    if equilibrate == "none":
-        return direction_SMP.to(dtype)
-    dim = -1 if equilibrate == "row" else -2
-    norms = direction_SMP.norm(dim=dim, keepdim=True)
-    target = norms.square().sum((-2, -1), keepdim=True).sqrt() / norms.shape[-3 - dim] ** 0.5
-    equal_SMP: Tensor = direction_SMP * (target / norms.clamp_min(SMALLEST_NORM))
-    return equal_SMP.to(dtype)
+    return grads_SMP.lerp(momentum_SMP, momentum).to(dtype)
 
 
 def neuron_dim(matrix_SMP: Tensor) -> int:

@@ -231,10 +231,10 @@ class Kernels(Table, frozen=True, kw_only=True):
         Literal["auto", "reference", "chunked", "triton"], Meta(description="head and loss")
     ] = "auto"
     muon_direction: Annotated[
-        Literal["auto", "reference", "in-place", "triton"], Meta(description="momentum and MuonEq")
+        Literal["auto", "reference", "in-place", "triton"], Meta(description="momentum")
     ] = "auto"
     polar_express: Annotated[
-        Literal["auto", "reference", "two-forms", "triton"], Meta(description="the polar step")
+        Literal["auto", "reference", "two-forms", "triton"], Meta(description="MuonEq and the polar step")
     ] = "auto"
     muon_update: Annotated[
         Literal["auto", "reference", "in-place", "triton"], Meta(description="Muon+, NorMuon, decay, update")

@@ -147,7 +147,8 @@ def _equilibration(group: dict[str, Any], trainer: Trainer) -> Tensor:
 
 def _orthogonal(group: dict[str, Any], trainer: Trainer) -> Tensor:
     momentum_SMP = _momentum(group, trainer).to(trainer.optimizer.polar_dtype)
-    update_SMP = polar_express(momentum_SMP, group["polar_steps"], group["polar_norm_scale"])
+    constants = (group[name] for name in ("polar_steps", "polar_norm_scale", "equilibrate"))
+    update_SMP = polar_express(momentum_SMP, *constants)
     return update_SMP.float()
 
 

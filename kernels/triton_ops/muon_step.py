@@ -1,13 +1,13 @@
-"""The Muon step around the polar step: one kernel before it (two with MuonEq), one to three after it.
+"""The Muon step around the polar step: one kernel before it, one to three after it.
 
 A line is what norms are taken of: a row or a column of a matrix, told to the kernels by two strides (from
 line to line, along a line), so one kernel serves both. Sums over a line are made by one program, sums over
 the lines of a matrix by a second kernel from the lines' sums: no atomics, one order of additions.
 
-Before: `_momentum` updates the momentum, writes the Nesterov direction and sums its squares; `_equilibrate`
-writes the scaled lines. After: `_square_sums` of the update's neurons; `_factors`, a program a matrix, turns
-them into the second moment and all of Muon+ and NorMuon, a factor a neuron and one a matrix; `_apply` decays
-and updates. Parameters and moments are read and written once, the update is read twice.
+Before: `_momentum` updates the momentum and writes the Nesterov direction. After: `square_sums` of the
+update's neurons; `_factors`, a program a matrix, turns them into the second moment and all of Muon+ and
+NorMuon, a factor a neuron and one a matrix; `_apply` decays and updates. Parameters and moments are read and
+written once, the update is read twice.
 
 Shapes: S stacked matrices of M x P with L lines of A elements each.
 """
@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor, library
 
 from kernels.counting import ran
-from kernels.muon_step import EQUILIBRATE, require_direction, require_update
+from kernels.muon_step import require_direction, require_update
 from kernels.reference import SMALLEST_NORM, SMALLEST_SECOND_MOMENT, neuron_dim
 from kernels.triton_ops.launch import Config, Specimen, architecture, launch
 
@@ -31,22 +31,22 @@ DTYPES = (torch.float32, torch.bfloat16)
 _ROWS = {arch: Config({"LINES": 8, "ALONG": 256}) for arch in (80, 89, 90, 100)}
 _COLUMNS = {arch: Config({"LINES": 64, "ALONG": 32}) for arch in (80, 89, 90, 100)}
 _ROWS[0] = _COLUMNS[0] = Config({"LINES": 32, "ALONG": 64})
-_MATRIX = {arch: Config({"LINES": 1024}) for arch in (80, 89, 90, 100)}
-_MATRIX[0] = Config({"LINES": 32})
+LINES_CONFIGS = {-1: _ROWS, -2: _COLUMNS}  # by the dimension along which norms are taken
+MATRIX_CONFIG = {arch: Config({"LINES": 1024}) for arch in (80, 89, 90, 100)}
+MATRIX_CONFIG[0] = Config({"LINES": 32})
 
 
 @triton.jit
-def _momentum(g_ptr, m_ptr, d_ptr, squares_ptr, momentum, rest, num_lines, length, g_matrix, g_line, g_along,
-              m_matrix, m_line, m_along, d_matrix, d_line, d_along, SQUARES: tl.constexpr,
-              LINES: tl.constexpr, ALONG: tl.constexpr):  # fmt: skip
-    """m <- m + rest (g - m), d = m - (m - g) rest, sums of d^2 by line. Programs (block of lines, matrix)."""
+def _momentum(g_ptr, m_ptr, d_ptr, momentum, rest, num_lines, length, g_matrix, g_line, g_along, m_matrix,
+              m_line, m_along, d_matrix, d_line, d_along, LINES: tl.constexpr,
+              ALONG: tl.constexpr):  # fmt: skip
+    """m <- m + rest (g - m), d = m - (m - g) rest. Programs (block of lines, matrix)."""
     lines = tl.program_id(0) * LINES + tl.arange(0, LINES)
     index = lines.to(tl.int64)[:, None]
     matrix = tl.program_id(1).to(tl.int64)
     g_ptr += matrix * g_matrix + index * g_line
     m_ptr += matrix * m_matrix + index * m_line
     d_ptr += matrix * d_matrix + index * d_line
-    squares = tl.zeros([LINES], tl.float32)
     for start in range(0, length, ALONG):
         at = start + tl.arange(0, ALONG)
         inside = (lines < num_lines)[:, None] & (at < length)[None, :]
@@ -58,38 +58,10 @@ def _momentum(g_ptr, m_ptr, d_ptr, squares_ptr, momentum, rest, num_lines, lengt
         d = tl.where(momentum < 0.5, g + momentum * (m - g), m - (m - g) * rest)
         tl.store(m_ptr + places * m_along, m.to(m_ptr.dtype.element_ty), mask=inside)
         tl.store(d_ptr + places * d_along, d.to(d_ptr.dtype.element_ty), mask=inside)
-        if SQUARES:
-            squares += tl.sum(d * d, 1)
-    if SQUARES:
-        tl.store(squares_ptr + matrix * num_lines + lines, squares, mask=lines < num_lines)
 
 
 @triton.jit
-def _equilibrate(d_ptr, e_ptr, squares_ptr, smallest, num_lines, length, d_matrix, d_line, d_along, e_matrix,
-                 e_line, e_along, CHUNK: tl.constexpr, LINES: tl.constexpr, ALONG: tl.constexpr):  # fmt: skip
-    """Lines scaled to the root mean square of the matrix's line norms. Programs (block of lines, matrix)."""
-    matrix = tl.program_id(1).to(tl.int64)
-    squares_ptr += matrix * num_lines
-    totals = tl.zeros([CHUNK], tl.float32)
-    for start in range(0, num_lines, CHUNK):
-        at = start + tl.arange(0, CHUNK)
-        totals += tl.load(squares_ptr + at, mask=at < num_lines, other=0.0)
-    lines = tl.program_id(0) * LINES + tl.arange(0, LINES)
-    norms = tl.sqrt_rn(tl.load(squares_ptr + lines, mask=lines < num_lines, other=0.0))
-    scales = tl.sqrt_rn(tl.sum(totals, 0) / num_lines) / tl.maximum(norms, smallest)
-    d_ptr += matrix * d_matrix + lines.to(tl.int64)[:, None] * d_line
-    e_ptr += matrix * e_matrix + lines.to(tl.int64)[:, None] * e_line
-    for start in range(0, length, ALONG):
-        at = start + tl.arange(0, ALONG)
-        inside = (lines < num_lines)[:, None] & (at < length)[None, :]
-        places = at.to(tl.int64)[None, :]
-        d = tl.load(d_ptr + places * d_along, mask=inside, other=0.0).to(tl.float32)
-        e = (d * scales[:, None]).to(e_ptr.dtype.element_ty)
-        tl.store(e_ptr + places * e_along, e, mask=inside)
-
-
-@triton.jit
-def _square_sums(u_ptr, squares_ptr, num_lines, length, u_matrix, u_line, u_along, LINES: tl.constexpr,
+def square_sums(u_ptr, squares_ptr, num_lines, length, u_matrix, u_line, u_along, LINES: tl.constexpr,
                  ALONG: tl.constexpr):  # fmt: skip
     """Sum of squares of each line, [S, L]. Programs (block of lines, matrix)."""
     lines = tl.program_id(0) * LINES + tl.arange(0, LINES)
@@ -164,58 +136,41 @@ def _apply(p_ptr, u_ptr, factors_ptr, matrix_ptr, lr, decay, num_lines, length, 
         tl.store(p_ptr + places * p_along, p - (lr * u + decayed), mask=inside)
 
 
-def _by_line(stack: Tensor, dim: int) -> tuple[int, int, int]:
+def by_line(stack: Tensor, dim: int) -> tuple[int, int, int]:
     """The strides from matrix to matrix, from line to line, and along a line; norms are taken along `dim`."""
     return stack.stride(0), stack.stride(-3 - dim), stack.stride(dim)
 
 
-def _config(device: torch.device, dim: int) -> Config:
-    return (_ROWS if dim == -1 else _COLUMNS)[architecture(device)]
+def lines_config(device: torch.device, dim: int) -> Config:
+    """How a kernel over lines is launched, norms taken along `dim`."""
+    return LINES_CONFIGS[dim][architecture(device)]
 
 
 @library.custom_op("speedrun::muon_direction_", mutates_args=("momentum_SMP",))
-def _muon_direction_(
-    grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str, dtype: torch.dtype
-) -> Tensor:
+def _muon_direction_(grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, dtype: torch.dtype) -> Tensor:
     ran("muon_direction", "triton")
-    dim, device, equal = EQUILIBRATE[equilibrate] or -1, grads_SMP.device, equilibrate != "none"
-    result_SMP = torch.empty(grads_SMP.shape, dtype=dtype, device=device)
-    # In float32 where it is scaled by a second kernel: it is rounded once.
-    plain_SMP = torch.empty(grads_SMP.shape, dtype=torch.float32, device=device) if equal else result_SMP
-    num_matrices, num_lines, length = len(grads_SMP), grads_SMP.shape[-3 - dim], grads_SMP.shape[dim]
-    squares = torch.empty((num_matrices, num_lines), dtype=torch.float32, device=device)
-    config = _config(device, dim)
+    num_matrices, num_lines, length = grads_SMP.shape
+    direction_SMP = torch.empty(grads_SMP.shape, dtype=dtype, device=grads_SMP.device)
+    config = lines_config(grads_SMP.device, -1)
     grid = (triton.cdiv(num_lines, config.blocks["LINES"]), num_matrices)
-    strides = [stride for x in (grads_SMP, momentum_SMP, plain_SMP) for stride in _by_line(x, dim)]
-    tensors = (grads_SMP, momentum_SMP, plain_SMP, squares)
+    tensors = (grads_SMP, momentum_SMP, direction_SMP)
+    strides = [stride for x in tensors for stride in x.stride()]
     arguments = (*tensors, float(momentum), 1.0 - momentum, num_lines, length, *strides)
-    launch(_momentum, grid, arguments, (1, 2, 3), config, SQUARES=equal)
-    if equal:
-        lines = (num_lines, length, *_by_line(plain_SMP, dim), *_by_line(result_SMP, dim))
-        chunk = _MATRIX[architecture(device)].blocks["LINES"]
-        arguments = (plain_SMP, result_SMP, squares, SMALLEST_NORM, *lines)
-        launch(_equilibrate, grid, arguments, (1,), config, CHUNK=chunk)
-    return result_SMP
+    launch(_momentum, grid, arguments, (1, 2), config)
+    return direction_SMP
 
 
 @_muon_direction_.register_fake
-def _(
-    grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, equilibrate: str, dtype: torch.dtype
-) -> Tensor:
+def _(grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, dtype: torch.dtype) -> Tensor:
     return torch.empty(grads_SMP.shape, dtype=dtype, device=grads_SMP.device)
 
 
 def muon_direction_(
-    grads_SMP: Tensor,
-    momentum_SMP: Tensor,
-    momentum: float,
-    equilibrate: str = "none",
-    dtype: torch.dtype | None = None,
+    grads_SMP: Tensor, momentum_SMP: Tensor, momentum: float, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Nesterov momentum, then MuonEq; `momentum_SMP` is updated. Reference: `reference.muon_direction_`."""
-    require_direction(grads_SMP, momentum_SMP, equilibrate, DTYPES)
-    dtype = grads_SMP.dtype if dtype is None else dtype
-    direction_SMP: Tensor = _muon_direction_(grads_SMP, momentum_SMP, momentum, equilibrate, dtype)
+    """Nesterov momentum; `momentum_SMP` is updated. Reference: `reference.muon_direction_`."""
+    require_direction(grads_SMP, momentum_SMP, DTYPES)
+    direction_SMP: Tensor = _muon_direction_(grads_SMP, momentum_SMP, momentum, dtype or grads_SMP.dtype)
     return direction_SMP
 
 
@@ -232,23 +187,23 @@ def _muon_update_(
     ran("muon_update", "triton")
     dim, device = neuron_dim(params_SMP), params_SMP.device
     num_matrices, num_lines, length = len(params_SMP), params_SMP.shape[-3 - dim], params_SMP.shape[dim]
-    config = _config(device, dim)
+    config = lines_config(device, dim)
     grid = (triton.cdiv(num_lines, config.blocks["LINES"]), num_matrices)
     factors = torch.empty((num_matrices, num_lines), dtype=torch.float32, device=device)
     matrices = torch.empty(num_matrices, dtype=torch.float32, device=device)
     scaled = renormalise or second_moment is not None
     if scaled:
         lines = (num_lines, length)
-        launch(_square_sums, grid, (update_SMP, factors, *lines, *_by_line(update_SMP, dim)), (1,), config)
+        launch(square_sums, grid, (update_SMP, factors, *lines, *by_line(update_SMP, dim)), (1,), config)
         second = factors if second_moment is None else second_moment
-        from_line = (0, 0) if second_moment is None else _by_line(second_moment, dim)[:2]
+        from_line = (0, 0) if second_moment is None else by_line(second_moment, dim)[:2]
         target = min(params_SMP.shape[-2:]) ** 0.5
         numbers = (target, 1.0 - beta2, SMALLEST_NORM, SMALLEST_SECOND_MOMENT, *lines, *from_line)
-        one_each = _MATRIX[architecture(device)]
+        one_each = MATRIX_CONFIG[architecture(device)]
         constants = {"RENORMALISE": renormalise, "SECOND": second_moment is not None}
         tensors = (factors, second, matrices)
         launch(_factors, (num_matrices,), (*tensors, *numbers), (0, 1, 2), one_each, **constants)
-    strides = (*_by_line(params_SMP, dim), *_by_line(update_SMP, dim))
+    strides = (*by_line(params_SMP, dim), *by_line(update_SMP, dim))
     rates = (float(lr), float(lr * weight_decay), num_lines, length)
     arguments = (params_SMP, update_SMP, factors, matrices, *rates, *strides)
     launch(_apply, grid, arguments, (0,), config, FACTORS=scaled)
@@ -299,13 +254,9 @@ def specimens(arch: int) -> list[Specimen]:
             ones = {f"{x}_{contiguous}": 1 for x in stacks}
             found.append(Specimen(kernel, signature, constants | ones, config, aligned, False))
 
-        pointers = dict.fromkeys(("g_ptr", "m_ptr", "d_ptr", "squares_ptr"), "*fp32")
-        for squares, kind in ((False, "*bf16"), (True, "*fp32")):
-            start = pointers | {"d_ptr": kind, "momentum": "fp32", "rest": "fp32"}
-            add(_momentum, start, "gmd", {"SQUARES": squares})
-        start = {"d_ptr": "*fp32", "e_ptr": "*bf16", "squares_ptr": "*fp32", "smallest": "fp32"}
-        add(_equilibrate, start, "de", {"CHUNK": _MATRIX[arch].blocks["LINES"]})
-        add(_square_sums, {"u_ptr": "*bf16", "squares_ptr": "*fp32"}, "u", {})
+        start = {"g_ptr": "*fp32", "m_ptr": "*fp32", "d_ptr": "*bf16", "momentum": "fp32", "rest": "fp32"}
+        add(_momentum, start, "gmd", {})
+        add(square_sums, {"u_ptr": "*bf16", "squares_ptr": "*fp32"}, "u", {})
         start = {"p_ptr": "*fp32", "u_ptr": "*bf16", "factors_ptr": "*fp32", "matrix_ptr": "*fp32"}
         add(_apply, start | {"lr": "fp32", "decay": "fp32"}, "pu", {"FACTORS": True})
     numbers = dict.fromkeys(("target", "rest", "smallest_norm", "smallest"), "fp32")
@@ -313,5 +264,5 @@ def specimens(arch: int) -> list[Specimen]:
     signature = pointers | numbers | lines | {"second_matrix": "i32"}
     constants = {"RENORMALISE": True, "SECOND": True, "second_line": 1}
     aligned = (*pointers, *lines, "second_matrix")
-    found.append(Specimen(_factors, signature, constants, _MATRIX[arch], aligned, False))
+    found.append(Specimen(_factors, signature, constants, MATRIX_CONFIG[arch], aligned, False))
     return found

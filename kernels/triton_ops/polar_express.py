@@ -3,7 +3,8 @@ mirrored; a matrix and its transpose are equal bit for bit.
 
 The algebra is `kernels.polar_express`'s: a step is C = X X^T + delta I, B = C C + epsilon I, X <- B X. The
 first two are one kernel, whose diagonal is shifted in float32 before it is rounded; the third is torch's
-product. A wide stack is iterated as it is, a tall one as its transpose, by strides.
+product. A wide stack is iterated as it is, a tall one as its transpose, by strides. MuonEq is part of the
+normalisation: that needs the squares by line then, not by block (`muon_step.square_sums`).
 
 Shapes: S stacked matrices of M x P, or as iterated N x L with N <= L; T tiles a side, K the product's depth.
 """
@@ -18,8 +19,10 @@ import triton.language as tl
 from torch import Tensor, library
 
 from kernels.counting import ran
-from kernels.polar_express import require_polar, shifts
+from kernels.polar_express import EQUILIBRATE, require_polar, shifts
+from kernels.reference import SMALLEST_NORM
 from kernels.triton_ops.launch import Config, Specimen, architecture, launch
+from kernels.triton_ops.muon_step import LINES_CONFIGS, MATRIX_CONFIG, by_line, lines_config, square_sums
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -98,6 +101,37 @@ def _normalise(g_ptr, partial_ptr, x_ptr, scale, norm_scale, numel, columns, str
     tl.store(x_ptr + at, (g * factor).to(x_ptr.dtype.element_ty), mask=at < numel)
 
 
+@triton.jit
+def _equilibrate(g_ptr, squares_ptr, x_ptr, scale, norm_scale, smallest, num_lines, length, g_matrix, g_line,
+                 g_along, x_matrix, x_line, x_along, CHUNK: tl.constexpr, LINES: tl.constexpr,
+                 ALONG: tl.constexpr):  # fmt: skip
+    """X = scale E / (norm_scale |E| + 1e-6), E the lines of G brought to the root mean square of their norms,
+    those below the smallest to less. Programs (block of lines, matrix)."""
+    matrix = tl.program_id(1).to(tl.int64)
+    squares_ptr += matrix * num_lines
+    totals = tl.zeros([CHUNK], tl.float32)
+    shares = tl.zeros([CHUNK], tl.float32)
+    for start in range(0, num_lines, CHUNK):
+        at = start + tl.arange(0, CHUNK)
+        squares = tl.load(squares_ptr + at, mask=at < num_lines, other=0.0)
+        share = tl.sqrt_rn(squares) / tl.maximum(tl.sqrt_rn(squares), smallest)
+        totals += squares
+        shares += share * share
+    target = tl.sqrt_rn(tl.sum(totals, 0) / num_lines)
+    factor = target * scale / (target * tl.sqrt_rn(tl.sum(shares, 0)) * norm_scale + 1e-6)
+    lines = tl.program_id(0) * LINES + tl.arange(0, LINES)
+    norms = tl.sqrt_rn(tl.load(squares_ptr + lines, mask=lines < num_lines, other=0.0))
+    factors = factor / tl.maximum(norms, smallest)
+    g_ptr += matrix * g_matrix + lines.to(tl.int64)[:, None] * g_line
+    x_ptr += matrix * x_matrix + lines.to(tl.int64)[:, None] * x_line
+    for start in range(0, length, ALONG):
+        at = start + tl.arange(0, ALONG)
+        inside = (lines < num_lines)[:, None] & (at < length)[None, :]
+        places = at.to(tl.int64)[None, :]
+        g = tl.load(g_ptr + places * g_along, mask=inside, other=0.0).to(tl.float32)
+        tl.store(x_ptr + places * x_along, (g * factors[:, None]).to(x_ptr.dtype.element_ty), mask=inside)
+
+
 def symmetric_product(X: Tensor, shift: float) -> Tensor:
     """X X^T + shift I of every matrix [S, N, L], contiguous and bit for bit symmetric."""
     num_matrices, num_rows, depth = X.shape
@@ -125,11 +159,31 @@ def normalised(gradient_SMP: Tensor, scale: float, norm_scale: float) -> Tensor:
     return X
 
 
+def equilibrated(gradient_SMP: Tensor, scale: float, norm_scale: float, dim: int) -> Tensor:
+    """`normalised` after MuonEq of the lines along `dim`."""
+    num_matrices, num_lines, length = len(gradient_SMP), gradient_SMP.shape[-3 - dim], gradient_SMP.shape[dim]
+    config, device = lines_config(gradient_SMP.device, dim), gradient_SMP.device
+    grid = (triton.cdiv(num_lines, config.blocks["LINES"]), num_matrices)
+    squares = torch.empty((num_matrices, num_lines), dtype=torch.float32, device=device)
+    X = torch.empty(gradient_SMP.shape, dtype=gradient_SMP.dtype, device=device)
+    lines = (num_lines, length, *by_line(gradient_SMP, dim))
+    launch(square_sums, grid, (gradient_SMP, squares, *lines), (1,), config)
+    numbers = (float(scale), float(norm_scale), SMALLEST_NORM)
+    arguments = (gradient_SMP, squares, X, *numbers, *lines, *by_line(X, dim))
+    chunk = MATRIX_CONFIG[architecture(device)].blocks["LINES"]
+    launch(_equilibrate, grid, arguments, (2,), config, CHUNK=chunk)
+    return X
+
+
 @library.custom_op("speedrun::polar_express", mutates_args=())
-def _polar_express(gradient_SMP: Tensor, steps: int, norm_scale: float) -> Tensor:
+def _polar_express(gradient_SMP: Tensor, steps: int, norm_scale: float, equilibrate: str) -> Tensor:
     ran("polar_express", "triton")
     scale, each = shifts(steps)
-    X = normalised(gradient_SMP, scale, norm_scale)
+    dim = EQUILIBRATE[equilibrate]
+    if dim is None:
+        X = normalised(gradient_SMP, scale, norm_scale)
+    else:
+        X = equilibrated(gradient_SMP, scale, norm_scale, dim)
     tall = X.shape[-2] > X.shape[-1]
     for i, (delta, epsilon) in enumerate(each):
         wide = X.mT if tall and i == 0 else X
@@ -139,14 +193,16 @@ def _polar_express(gradient_SMP: Tensor, steps: int, norm_scale: float) -> Tenso
 
 
 @_polar_express.register_fake
-def _(gradient_SMP: Tensor, steps: int, norm_scale: float) -> Tensor:
+def _(gradient_SMP: Tensor, steps: int, norm_scale: float, equilibrate: str) -> Tensor:
     return torch.empty(gradient_SMP.shape, dtype=gradient_SMP.dtype, device=gradient_SMP.device)
 
 
-def polar_express(gradient_SMP: Tensor, steps: int = 5, norm_scale: float = 1.01) -> Tensor:
+def polar_express(
+    gradient_SMP: Tensor, steps: int = 5, norm_scale: float = 1.01, equilibrate: str = "none"
+) -> Tensor:
     """Approximate nearest semi-orthogonal matrices; reference: `reference.polar_express`. No gradient."""
-    require_polar(gradient_SMP, steps, DTYPES)
-    X: Tensor = _polar_express(gradient_SMP, steps, norm_scale)
+    require_polar(gradient_SMP, steps, equilibrate, DTYPES)
+    X: Tensor = _polar_express(gradient_SMP, steps, norm_scale, equilibrate)
     return X
 
 
@@ -170,4 +226,13 @@ def specimens(arch: int) -> list[Specimen]:
         scaled = sums | {"x_ptr": kind, "scale": "fp32", "norm_scale": "fp32"}
         constants = {"stride_c": 1, "PARTIALS": 1024}
         found.append(Specimen(_normalise, scaled, constants, _SCALE[arch], (*aligned, "x_ptr"), False))
+    for dim, contiguous, other in ((-1, "along", "line"), (-2, "line", "along")):
+        ints = dict.fromkeys(
+            ("num_lines", "length", "g_matrix", f"g_{other}", "x_matrix", f"x_{other}"), "i32"
+        )
+        pointers = {"g_ptr": "*bf16", "squares_ptr": "*fp32", "x_ptr": "*bf16"}
+        signature = pointers | dict.fromkeys(("scale", "norm_scale", "smallest"), "fp32") | ints
+        constants = {f"g_{contiguous}": 1, f"x_{contiguous}": 1, "CHUNK": MATRIX_CONFIG[arch].blocks["LINES"]}
+        config = LINES_CONFIGS[dim][arch]
+        found.append(Specimen(_equilibrate, signature, constants, config, (*pointers, *ints), False))
     return found

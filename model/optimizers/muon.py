@@ -40,11 +40,9 @@ def muon_step_(
         for name, shape in state_shapes(params_SMP[0], constants["beta2"]).items():
             state[name] = params_SMP.new_zeros((len(params_SMP), *shape))
     with unchanged_if(skip, [params_SMP, *state.values()]):
-        direction_SMP = kernels.muon_direction(
-            grads_SMP, state["momentum"], momentum, constants["equilibrate"], polar_dtype
-        )
+        direction_SMP = kernels.muon_direction(grads_SMP, state["momentum"], momentum, polar_dtype)
         update_SMP = kernels.polar_express(
-            direction_SMP, constants["polar_steps"], constants["polar_norm_scale"]
+            direction_SMP, constants["polar_steps"], constants["polar_norm_scale"], constants["equilibrate"]
         )
         kernels.muon_update(
             params_SMP,

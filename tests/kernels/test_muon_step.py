@@ -39,8 +39,6 @@ def test_a_wrong_direction_is_named(name: str) -> None:
         function(good, good.bfloat16(), 0.9)
     with pytest.raises(ValueError, match="momentum_SMP: shape"):
         function(good, good[:1], 0.9)
-    with pytest.raises(ValueError, match="equilibrate: 'rows', expected none, row, column"):
-        function(good, good.clone(), 0.9, "rows")
 
 
 @implementations
@@ -63,10 +61,9 @@ def test_a_wrong_update_is_named(name: str) -> None:
 
 
 @implementations
-@pytest.mark.parametrize("equilibrate", ["none", "row", "column"])
-def test_an_empty_stack_is_nothing_to_do(name: str, equilibrate: str) -> None:
+def test_an_empty_stack_is_nothing_to_do(name: str) -> None:
     empty = torch.zeros(0, 3, 4)
-    assert implementation("muon_direction", name)(empty, empty.clone(), 0.9, equilibrate).shape == (0, 3, 4)
+    assert implementation("muon_direction", name)(empty, empty.clone(), 0.9).shape == (0, 3, 4)
     implementation("muon_update", name)(
         empty, empty.clone(), torch.zeros(0, 1, 4), renormalise=True, **NUMBERS
     )
@@ -80,7 +77,7 @@ def test_a_step_has_the_same_bits_every_time(name: str, shape: tuple[int, int, i
     for _ in range(2):
         grads, params = stacks(*shape)
         second = torch.ones(2, 33, 1) if shape[1] > shape[2] else torch.ones(2, 1, 33)
-        made = direction(grads, grads.clone(), 0.9, "row")
+        made = direction(grads, grads.clone(), 0.9)
         update(params, made, second, renormalise=True, **NUMBERS)
         outcomes.append((made, params, second))
     assert all(map(torch.equal, *outcomes))
@@ -104,7 +101,7 @@ def test_chunks_of_matrices_are_one_step() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("normuon", [False, True])
-@pytest.mark.parametrize("shape", [(4, 96, 96), (2, 96, 40), (2, 70, 96), (2, 70, 37), (1, 37, 70)])
+@pytest.mark.parametrize("shape", [(4, 96, 96), (9, 96, 40), (5, 70, 96), (13, 70, 37), (13, 37, 70)])
 def test_compiled_or_not_the_bits_are_equal(
     shape: tuple[int, int, int], normuon: bool, renormalise: bool
 ) -> None:
@@ -126,24 +123,18 @@ def test_compiled_or_not_the_bits_are_equal(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
 @pytest.mark.parametrize("momentum", [0.95, 0.5, 0.3])
-@pytest.mark.parametrize("equilibrate", ["none", "row", "column"])
-@pytest.mark.parametrize("shape", [(4, 96, 96), (2, 70, 37), (1, 37, 70)])
-def test_a_compiled_direction_is_the_eager_one(
-    shape: tuple[int, int, int], equilibrate: str, momentum: float
-) -> None:
-    """To the bit where no norm is summed and rows are whole vectors; with a line of zeros."""
+@pytest.mark.parametrize("shape", [(4, 96, 96), (2, 70, 370), (1, 37, 1000)])
+def test_a_compiled_direction_is_the_eager_one(shape: tuple[int, int, int], momentum: float) -> None:
+    """To the bit where rows are whole vectors."""
     torch.compiler.reset()  # one function is compiled a limited number of times
     function, outcomes = implementation("muon_direction", "in-place"), []
     for compiled in (False, True):
         grads, memory = stacks(*shape)
-        grads[:, 0] = memory[:, 0] = 0.0
-        made = [
-            function(grads, memory, momentum, equilibrate, dtype, compiled=compiled) for dtype in (None, BF16)
-        ]
+        made = [function(grads, memory, momentum, dtype, compiled=compiled) for dtype in (None, BF16)]
         outcomes.append([*made, memory])
     for eager, ours in zip(*outcomes, strict=True):
         assert eager.dtype == ours.dtype
-        if equilibrate == "none" and shape[1] % 32 == 0:
+        if shape[1] % 32 == 0:
             assert torch.equal(eager, ours)
         torch.testing.assert_close(eager, ours)
 
@@ -153,8 +144,7 @@ def test_the_operators_are_sound() -> None:
     from kernels.triton_ops.muon_step import _muon_direction_, _muon_update_
 
     params, update = stacks(2, 3, 4)
-    for equilibrate in ("none", "column"):
-        library.opcheck(_muon_direction_, (update, params.clone(), 0.9, equilibrate, torch.bfloat16))
+    library.opcheck(_muon_direction_, (update, params.clone(), 0.9, BF16))
     for second in (None, torch.ones(2, 1, 4)):
         library.opcheck(_muon_update_, (params.clone(), update, second, 0.1, 0.3, 0.9, True))
 
@@ -169,7 +159,7 @@ def test_it_compiles_whole(name: str) -> None:
     direction, update = (implementation(op, name) for op in ("muon_direction", "muon_update"))
 
     def step(params: Tensor, grads: Tensor, momentum: Tensor, second: Tensor) -> None:
-        update(params, direction(grads, momentum, 0.9, "row"), second, renormalise=True, **NUMBERS)
+        update(params, direction(grads, momentum, 0.9), second, renormalise=True, **NUMBERS)
 
     outcomes = []
     for function in (step, torch.compile(step, fullgraph=True)):

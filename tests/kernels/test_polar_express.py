@@ -83,7 +83,10 @@ def test_what_is_wrong_is_named(name: str) -> None:
         function(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="steps: 6"):
         function(torch.zeros(1, 2, 2), 6)
-    assert function(torch.zeros(0, 3, 5)).shape == (0, 3, 5)
+    with pytest.raises(ValueError, match="equilibrate: 'rows', expected none, row, column"):
+        function(torch.zeros(1, 2, 2), 5, 1.01, "rows")
+    for equilibrate in ("none", "row", "column"):
+        assert function(torch.zeros(0, 3, 5), 5, 1.01, equilibrate).shape == (0, 3, 5)
 
 
 @implementations
@@ -93,27 +96,34 @@ def test_the_result_is_contiguous_and_the_same_every_time(
     name: str, shape: tuple[int, int], steps: int
 ) -> None:
     function, G = implementation("polar_express", name), conditioned(shape, 0.1).float()
-    first = function(G, steps)
-    assert first.is_contiguous()
-    assert torch.equal(first, function(G, steps))
+    for equilibrate in ("none", "row", "column"):
+        first = function(G.mT, steps, 1.01, equilibrate)
+        assert first.is_contiguous()
+        assert torch.equal(first, function(G.mT, steps, 1.01, equilibrate))
 
 
 def test_the_operator_is_sound() -> None:
     pytest.importorskip("triton")
     from kernels.triton_ops.polar_express import _polar_express
 
-    for shape in ((2, 3, 5), (1, 5, 3)):
-        library.opcheck(_polar_express, (torch.randn(shape), 2, 1.01))
+    for shape, equilibrate in (((2, 3, 5), "none"), ((1, 5, 3), "row"), ((1, 5, 3), "column")):
+        library.opcheck(_polar_express, (torch.randn(shape), 2, 1.01, equilibrate))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
 @pytest.mark.parametrize("steps", [0, 5])
+@pytest.mark.parametrize("equilibrate", ["none", "row", "column"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_is_the_same_with_its_first_pass_compiled(dtype: torch.dtype, steps: int) -> None:
+def test_it_is_the_same_with_its_first_pass_compiled(
+    dtype: torch.dtype, equilibrate: str, steps: int
+) -> None:
     """On matrices that do not lie row by row too."""
-    for G in (conditioned((32, 48), 0.1).to(dtype), conditioned((48, 32), 0.1).to(dtype).mT):
-        eager, ours = (polar_express(G, steps, compiled=compiled) for compiled in (False, True))
+    torch.compiler.reset()  # one function is compiled a limited number of times
+    for G in (conditioned((96, 192), 0.1).to(dtype), conditioned((192, 96), 0.1).to(dtype).mT):
+        eager, ours = (
+            polar_express(G, steps, 1.01, equilibrate, compiled=compiled) for compiled in (False, True)
+        )
         assert eager.dtype == ours.dtype
         # A last bit of the norm may round otherwise, which the iteration amplifies.
         torch.testing.assert_close(ours, eager, rtol=0.0, atol=0.2 if dtype == torch.bfloat16 else 1e-4)

@@ -1,6 +1,6 @@
-"""What holds of the Nesterov momentum and of MuonEq.
+"""What holds of the Nesterov momentum.
 
-Shapes: S stacked matrices of M x P; a line is what MuonEq brings to one norm, a row or a column.
+Shapes: S stacked matrices of M x P.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from bench.proving.copies import require_intact_fence, scaled, twin
 from bench.proving.drawing import draw_tensor, sizes
 from bench.proving.property import Property
 from bench.proving.subject import Subject
-from kernels.reference import SMALLEST_NORM
 
 MOMENTA = (0.0, 0.3, 0.85, 0.95)
-DIMS = {"row": -1, "column": -2}  # along which a line's norm is taken
 
 
 def draw_dtype(data: Any, subject: Subject) -> torch.dtype:
@@ -44,39 +42,26 @@ def draw_pair(data: Any, subject: Subject, dtype: torch.dtype, **options: Any) -
 
 
 def run(
-    function: Any,
-    grads: Tensor,
-    momentum: Tensor,
-    beta: float,
-    equilibrate: str,
-    dtype: torch.dtype | None = None,
+    function: Any, grads: Tensor, momentum: Tensor, beta: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """(direction, new momentum); the arguments stay as they are."""
     memory = twin(momentum)
-    return function(grads, memory, beta, equilibrate, dtype), memory
+    return function(grads, memory, beta, dtype), memory
 
 
 def value(subject: Subject, data: Any) -> float:
     """Direction and momentum are as close to float64 as eager's, the direction in any dtype asked for."""
     dtype, beta = draw_dtype(data, subject), data.draw(st.sampled_from(MOMENTA), label="momentum")
     grads, momentum = draw_pair(data, subject, dtype)
-    equilibrate = data.draw(st.sampled_from(("none", *DIMS)), label="equilibrate")
     asked = data.draw(st.sampled_from((None, *subject.dtypes)), label="dtype of the direction")
-    actual = run(subject.function, grads, momentum, beta, equilibrate, asked)
-    eager = run(subject.reference, grads, momentum, beta, equilibrate, asked)
+    actual = run(subject.function, grads, momentum, beta, asked)
+    eager = run(subject.reference, grads, momentum, beta, asked)
     assert actual[0].dtype == eager[0].dtype
-    oracle = run(subject.reference, grads.double(), momentum.double(), beta, equilibrate)
-    terms = grads.double().abs() + momentum.double().abs()
-    if equilibrate == "none":
-        scale = largest(terms)
-    else:  # a line whose terms cancel is scaled up with its rounding errors
-        plain, _ = run(subject.reference, grads.double(), momentum.double(), beta, "none")
-        norms = plain.norm(dim=DIMS[equilibrate], keepdim=True)
-        target = norms.square().mean((-2, -1), keepdim=True).sqrt()
-        scale = largest(terms.amax(DIMS[equilibrate], keepdim=True) * target / norms.clamp_min(SMALLEST_NORM))
+    oracle = run(subject.reference, grads.double(), momentum.double(), beta)
+    scale = largest(grads.double().abs() + momentum.double().abs())
     return max(
         error_ratio(actual[0], eager[0], oracle[0], ulps=4, scale=scale),
-        error_ratio(actual[1], eager[1], oracle[1], ulps=2, scale=largest(terms)),
+        error_ratio(actual[1], eager[1], oracle[1], ulps=2, scale=scale),
     )
 
 
@@ -96,41 +81,10 @@ def a_constant_gradient_is_its_own_momentum(subject: Subject, data: Any) -> floa
     """Where gradient and momentum are equal both stay, bit for bit."""
     grads, _ = draw_pair(data, subject, draw_dtype(data, subject))
     beta = data.draw(st.sampled_from(MOMENTA), label="momentum")
-    direction, memory = run(subject.function, grads, grads, beta, "none")
+    direction, memory = run(subject.function, grads, grads, beta)
     assert torch.equal(direction, grads)
     assert torch.equal(memory, grads)
     return 0.0
-
-
-def lines_get_one_norm_and_the_matrix_keeps_its_own(subject: Subject, data: Any) -> float:
-    """MuonEq: every line's norm is the root mean square of all, and so the matrix's norm is what it was."""
-    dtype = draw_dtype(data, subject)
-    shape = draw_shape(data)
-    grads = draw_tensor(data, shape, dtype, subject.device, scales=(1.0,), contents=("normal",))
-    uneven = torch.linspace(0.25, 4.0, shape[1], device=subject.device).to(dtype)[:, None]
-    grads, equilibrate = grads * uneven, data.draw(st.sampled_from(sorted(DIMS)), label="equilibrate")
-    plain, _ = run(subject.function, grads, grads, 0.9, "none")
-    even, _ = run(subject.function, grads, grads, 0.9, equilibrate)
-    norms = even.double().norm(dim=DIMS[equilibrate])
-    whole, was = (x.double().norm(dim=(-2, -1)) for x in (even, plain))
-    lines = norms.shape[-1]
-    expected = was[:, None] / lines**0.5
-    unit = 8 * torch.finfo(dtype).eps
-    return max(largest(norms / expected - 1), largest(whole / was - 1)) / unit
-
-
-def small_lines_are_not_blown_up(subject: Subject, data: Any) -> float:
-    """A line of zeros stays zero, and one of norm under 1e-6 is scaled by no more than one of 1e-6."""
-    dtype, equilibrate = draw_dtype(data, subject), data.draw(st.sampled_from(sorted(DIMS)))
-    options: dict[str, Any] = {"scales": (1.0,), "contents": ("normal",)}
-    grads = draw_tensor(data, [1, 8, 8], dtype, subject.device, **options)
-    line = grads[:, 2] if equilibrate == "row" else grads[:, :, 2]
-    line.mul_(data.draw(st.sampled_from((0.0, 1e-9)), label="size"))
-    result, _ = run(subject.function, grads, grads, 0.9, equilibrate)
-    small = result[:, 2] if equilibrate == "row" else result[:, :, 2]
-    target = grads.double().norm() / 8**0.5
-    expected = line.double() * target / SMALLEST_NORM
-    return largest(small.double() - expected) / (8 * torch.finfo(dtype).eps * largest(expected) + 1e-30)
 
 
 def scaling_and_sign_commute(subject: Subject, data: Any) -> float:
@@ -139,32 +93,20 @@ def scaling_and_sign_commute(subject: Subject, data: Any) -> float:
     grads, momentum = draw_pair(data, subject, draw_dtype(data, subject), **options)
     beta = data.draw(st.sampled_from(MOMENTA), label="momentum")
     c = data.draw(st.sampled_from((-1.0, 4.0, -0.5)), label="c")
-    larger = run(subject.function, scaled(grads, c), scaled(momentum, c), beta, "none")
-    plain = run(subject.function, grads, momentum, beta, "none")
+    larger = run(subject.function, scaled(grads, c), scaled(momentum, c), beta)
+    plain = run(subject.function, grads, momentum, beta)
     assert all(torch.equal(one, c * other) for one, other in zip(larger, plain, strict=True))
     return 0.0
-
-
-def columns_are_rows_of_the_transpose(subject: Subject, data: Any) -> float:
-    """f(g^T, m^T, "row") = f(g, m, "column")^T."""
-    dtype, beta = draw_dtype(data, subject), data.draw(st.sampled_from(MOMENTA), label="momentum")
-    shape = draw_shape(data)
-    grads = draw_tensor(data, shape, dtype, subject.device, scales=(1.0,), contents=("normal",))
-    rows, first = run(subject.function, grads.mT, grads.mT, beta, "row")
-    columns, second = run(subject.function, grads, grads, beta, "column")
-    assert torch.equal(first, second.mT)
-    return error_ratio(rows, columns.mT, columns.mT, ulps=4)
 
 
 def matrices_do_not_know_each_other(subject: Subject, data: Any) -> float:
     """A stack is its matrices one by one."""
     dtype, beta = draw_dtype(data, subject), data.draw(st.sampled_from(MOMENTA), label="momentum")
     grads, momentum = draw_pair(data, subject, dtype, contents=("normal",))
-    equilibrate = data.draw(st.sampled_from(("none", *DIMS)), label="equilibrate")
-    direction, memory = run(subject.function, grads, momentum, beta, equilibrate)
+    direction, memory = run(subject.function, grads, momentum, beta)
     ratios = []
     for i in range(len(grads)):
-        alone, its_memory = run(subject.function, grads[i : i + 1], momentum[i : i + 1], beta, equilibrate)
+        alone, its_memory = run(subject.function, grads[i : i + 1], momentum[i : i + 1], beta)
         assert torch.equal(its_memory, memory[i : i + 1])
         ratios.append(error_ratio(alone, direction[i : i + 1], direction[i : i + 1], ulps=4))
     return max(ratios)
@@ -174,9 +116,8 @@ def the_direction_is_rounded_once(subject: Subject, data: Any) -> float:
     """Asked for in bf16, it is the direction in the gradients' dtype, rounded; the momentum is the same."""
     dtype, beta = draw_dtype(data, subject), data.draw(st.sampled_from(MOMENTA), label="momentum")
     grads, momentum = draw_pair(data, subject, dtype)
-    equilibrate = data.draw(st.sampled_from(("none", *DIMS)), label="equilibrate")
-    exact, memory = run(subject.function, grads, momentum, beta, equilibrate)
-    rounded, same = run(subject.function, grads, momentum, beta, equilibrate, torch.bfloat16)
+    exact, memory = run(subject.function, grads, momentum, beta)
+    rounded, same = run(subject.function, grads, momentum, beta, torch.bfloat16)
     assert torch.equal(memory, same)
     assert torch.equal(rounded, exact.bfloat16())
     return 0.0
@@ -186,8 +127,7 @@ def only_the_momentum_is_changed(subject: Subject, data: Any) -> float:
     """Gradients, and what lies around the momentum, stay as they are; the direction is another tensor."""
     grads, momentum = draw_pair(data, subject, draw_dtype(data, subject))
     given, memory = twin(grads), twin(momentum)
-    equilibrate = data.draw(st.sampled_from(("none", *DIMS)), label="equilibrate")
-    direction = subject.function(given, memory, 0.9, equilibrate)
+    direction = subject.function(given, memory, 0.9)
     assert torch.equal(given, grads)
     require_intact_fence(given, grads)
     require_intact_fence(memory, momentum)
@@ -202,10 +142,7 @@ PROPERTIES: tuple[Property, ...] = (
     value,
     zero_gradients_let_the_momentum_decay,
     a_constant_gradient_is_its_own_momentum,
-    lines_get_one_norm_and_the_matrix_keeps_its_own,
-    small_lines_are_not_blown_up,
     scaling_and_sign_commute,
-    columns_are_rows_of_the_transpose,
     matrices_do_not_know_each_other,
     the_direction_is_rounded_once,
     only_the_momentum_is_changed,

@@ -1,6 +1,7 @@
-"""What holds of Polar Express: a known odd polynomial of the singular values, blind to all else.
+"""What holds of MuonEq and of Polar Express: an odd polynomial of the singular values, blind to all else.
 
-Shapes: S stacked matrices of M x P, G = U s V^T; p is the polynomial of all steps.
+Shapes: S stacked matrices of M x P, G = U s V^T; p is the polynomial of all steps. A line is what MuonEq
+brings to one norm, a row or a column.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from bench.proving.copies import require_intact_fence, twin
 from bench.proving.drawing import LAYOUTS, draw_generator, fenced, sizes
 from bench.proving.property import Property
 from bench.proving.subject import Subject
-from kernels.reference import POLAR_EXPRESS_COEFFICIENTS
+from kernels.reference import POLAR_EXPRESS_COEFFICIENTS, SMALLEST_NORM
 
+DIMS = {"row": -1, "column": -2}  # along which a line's norm is taken
 # The shorter side: one tile of the interpreter's 16, or two, of which there is one pair more.
 SHORT_SIDES = (1, 2, 3, 8, 15, 16, 17, 20)
 # How far two results may be apart that are equal in exact arithmetic. The polynomial's slope is up to 989 at
@@ -83,8 +85,9 @@ def value(subject: Subject, data: Any) -> float:
     dtype = draw_dtype(data, subject)
     G = draw_gradient(data, subject, dtype, scales=(1e-4, 1.0, 1e4))
     steps, norm_scale = data.draw(st.integers(0, 5), label="steps"), data.draw(st.sampled_from((1.01, 1.3)))
+    equilibrate = data.draw(st.sampled_from(("none", *DIMS)), label="equilibrate")
     actual, eager, oracle = (
-        function(x, steps, norm_scale)
+        function(x, steps, norm_scale, equilibrate)
         for function, x in (
             (subject.function, G),
             (subject.reference, G),
@@ -154,14 +157,58 @@ def size_does_not_matter(subject: Subject, data: Any) -> float:
     return difference / max(TOLERANCE[dtype], 1e-3)  # what 1e-6 more in the norm is to the result
 
 
+def draw_uneven(data: Any, subject: Subject) -> Tensor:
+    """Matrices whose rows and columns are of norms up to a hundred times apart."""
+    G = draw_gradient(data, subject, draw_dtype(data, subject), smallest=0.5)
+    for dim in (-2, -1):
+        sizes_ = torch.linspace(0.3, 3.0, G.shape[dim], device=G.device).to(G.dtype)
+        G = G * (sizes_[:, None] if dim == -2 else sizes_)
+    return G
+
+
+def lines_get_one_norm(subject: Subject, data: Any) -> float:
+    """MuonEq, before any step: every line has an equal share of the matrix's norm, which is 1 / 1.01."""
+    G, equilibrate = draw_uneven(data, subject), data.draw(st.sampled_from(sorted(DIMS)), label="equilibrate")
+    norms = subject.function(G, 0, 1.01, equilibrate).double().norm(dim=DIMS[equilibrate])
+    of_matrix = G.double().norm(dim=(-2, -1))[:, None]
+    expected = of_matrix / (1.01 * of_matrix + 1e-6) / norms.shape[-1] ** 0.5
+    return largest(norms / expected - 1.0) / (8 * torch.finfo(G.dtype).eps)
+
+
+def small_lines_are_not_blown_up(subject: Subject, data: Any) -> float:
+    """MuonEq: a line of zeros stays zero, one of norm under 1e-6 is scaled no more than one of 1e-6."""
+    G, equilibrate = draw_uneven(data, subject), data.draw(st.sampled_from(sorted(DIMS)))
+    line = G[:, 0] if equilibrate == "row" else G[:, :, 0]
+    line.mul_(data.draw(st.sampled_from((0.0, 1e-9)), label="size"))
+    lines = G.double()
+    norms = lines.norm(dim=DIMS[equilibrate], keepdim=True)
+    equal = lines * norms.square().mean((-2, -1), keepdim=True).sqrt() / norms.clamp_min(SMALLEST_NORM)
+    expected = equal / (equal.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
+    actual = subject.function(G, 0, 1.01, equilibrate).double()
+    small = (x[:, 0] if equilibrate == "row" else x[:, :, 0] for x in (actual, expected))
+    first, second = small
+    unit = 8 * torch.finfo(G.dtype).eps
+    of_small = largest(first - second) / (unit * largest(second) + 1e-30)
+    return max(of_small, largest(actual - expected) / (unit * (largest(expected) + 1e-12)))
+
+
+def columns_are_rows_of_the_transpose(subject: Subject, data: Any) -> float:
+    """MuonEq: f(G^T, "row") = f(G, "column")^T."""
+    G = draw_uneven(data, subject)
+    rows = subject.function(G.mT, 0, 1.01, "row")
+    columns = subject.function(G, 0, 1.01, "column").mT
+    return error_ratio(rows, columns, columns, ulps=4)
+
+
 def matrices_do_not_know_each_other(subject: Subject, data: Any) -> float:
     """A stack is its matrices one by one; a zero among them stays zero and changes no other."""
     dtype, steps = draw_dtype(data, subject), draw_steps(data)
     G = draw_gradient(data, subject, dtype)
     stack = torch.cat((G, torch.zeros_like(G[:1]), G[:1]))
-    result = subject.function(stack, steps)
+    equilibrate = data.draw(st.sampled_from(("none", *DIMS)), label="equilibrate")
+    result = subject.function(stack, steps, 1.01, equilibrate)
     assert not result[len(G)].any()
-    alone = torch.cat([subject.function(g[None], steps) for g in G])
+    alone = torch.cat([subject.function(g[None], steps, 1.01, equilibrate) for g in G])
     return max(apart(result[: len(G)], alone, dtype), apart(result[-1], alone[0], dtype))
 
 
@@ -195,6 +242,9 @@ PROPERTIES: tuple[Property, ...] = (
     transposing_commutes,
     rotating_commutes,
     size_does_not_matter,
+    lines_get_one_norm,
+    small_lines_are_not_blown_up,
+    columns_are_rows_of_the_transpose,
     matrices_do_not_know_each_other,
     zeros_around_a_matrix_stay_zeros,
     the_input_is_left_alone,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.reference import POLAR_EXPRESS_COEFFICIENTS
+from kernels.reference import POLAR_EXPRESS_COEFFICIENTS, SMALLEST_NORM, _equilibrated
 from kernels.reference import polar_express as right
 from tests.proving.mutants.source import mutated
 
@@ -104,25 +104,73 @@ def changing_its_input(G: Tensor, steps: int = 5, norm_scale: float = 1.01) -> T
     return result
 
 
+def after_muon_eq(mutant: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The mutant with the op's last argument, which it gets right."""
+
+    def called(G: Tensor, steps: int = 5, norm_scale: float = 1.01, equilibrate: str = "none") -> Tensor:
+        return mutant(G if equilibrate == "none" else _equilibrated(G, equilibrate), steps, norm_scale)
+
+    return called
+
+
+def with_muon_eq(
+    change: Callable[[Tensor, str], Tensor],
+    G: Tensor,
+    steps: int = 5,
+    norm_scale: float = 1.01,
+    equilibrate: str = "none",
+) -> Tensor:
+    return right(G if equilibrate == "none" else change(G, equilibrate), steps, norm_scale)
+
+
+def of_the_other_lines(G: Tensor, lines: str) -> Tensor:
+    return _equilibrated(G, {"row": "column", "column": "row"}[lines])
+
+
+def of_the_whole_stack(G: Tensor, lines: str) -> Tensor:
+    norms = G.norm(dim=(0, -1) if lines == "row" else (0, -2), keepdim=True)
+    return G / norms.clamp_min(SMALLEST_NORM)
+
+
+def without_the_smallest_norm(G: Tensor, lines: str) -> Tensor:
+    return G / G.norm(dim=-1 if lines == "row" else -2, keepdim=True)
+
+
+def by_squares(G: Tensor, lines: str) -> Tensor:
+    return G / G.norm(dim=-1 if lines == "row" else -2, keepdim=True).square().clamp_min(SMALLEST_NORM)
+
+
 MUTANTS: dict[str, Callable[..., Any]] = {
-    "zeros": zeros,
-    "only-normalised": only_normalised,
-    "one-step-less": with_one_step_less,
-    "fixed-norm-scale": with_a_fixed_norm_scale,
-    "without-eps": without_eps,
-    "one-norm-for-the-stack": with_one_norm_for_the_stack,
-    "without-last-row": without_last_row,
-    "last-column-halved": without_last_column_of_products,
-    "through-bf16": through_bf16,
-    "tall-not-turned-back": tall_ones_not_turned_back,
-    "first-step-again": partial(with_coefficients, lambda all_: all_[:1] * len(all_)),
-    "without-the-fifth-power": partial(
-        with_coefficients, lambda all_: tuple((a, b, 0.0) for a, b, _ in all_)
+    "zeros": after_muon_eq(zeros),
+    "only-normalised": after_muon_eq(only_normalised),
+    "one-step-less": after_muon_eq(with_one_step_less),
+    "fixed-norm-scale": after_muon_eq(with_a_fixed_norm_scale),
+    "without-eps": after_muon_eq(without_eps),
+    "one-norm-for-the-stack": after_muon_eq(with_one_norm_for_the_stack),
+    "without-last-row": after_muon_eq(without_last_row),
+    "last-column-halved": after_muon_eq(without_last_column_of_products),
+    "through-bf16": after_muon_eq(through_bf16),
+    "tall-not-turned-back": after_muon_eq(tall_ones_not_turned_back),
+    "first-step-again": after_muon_eq(partial(with_coefficients, lambda all_: all_[:1] * len(all_))),
+    "without-the-fifth-power": after_muon_eq(
+        partial(with_coefficients, lambda all_: tuple((a, b, 0.0) for a, b, _ in all_))
     ),
-    "steps-reversed": partial(with_coefficients, lambda all_: all_[::-1]),
-    "upper-triangle-only": with_only_the_upper_triangle,
-    "gram-form-in-bf16": in_the_gram_form,
-    "changes-its-input": changing_its_input,
+    "steps-reversed": after_muon_eq(partial(with_coefficients, lambda all_: all_[::-1])),
+    "upper-triangle-only": after_muon_eq(with_only_the_upper_triangle),
+    "gram-form-in-bf16": after_muon_eq(in_the_gram_form),
+    "changes-its-input": after_muon_eq(changing_its_input),
+    "rows-and-columns-swapped": partial(with_muon_eq, of_the_other_lines),
+    "equilibration-ignored": partial(with_muon_eq, lambda G, lines: G),
+    "lines-of-the-whole-stack": partial(with_muon_eq, of_the_whole_stack),
+    "without-the-smallest-norm": partial(with_muon_eq, without_the_smallest_norm),
+    "by-squares": partial(with_muon_eq, by_squares),
+    "triton-totals-of-last-chunk": mutated("polar_express", "totals += squares", "totals = squares"),
+    "triton-shares-of-last-chunk": mutated(
+        "polar_express", "shares += share * share", "shares = share * share"
+    ),
+    "triton-lines-of-first-matrix": mutated(
+        "polar_express", "g_ptr += matrix * g_matrix", "g_ptr += matrix * 0"
+    ),
     "triton-mirror-not-turned": mutated("polar_express", "tl.trans(result)", "result"),
     "triton-distant-pairs-skipped": mutated("polar_express", "& (first >= distance)", ""),
     "triton-diagonal-not-mirrored": mutated(
