@@ -33,7 +33,7 @@ _COLUMNS = {arch: Config({"LINES": 64, "ALONG": 32}) for arch in (80, 89, 90, 10
 _ROWS[0] = _COLUMNS[0] = Config({"LINES": 32, "ALONG": 64})
 LINES_CONFIGS = {-1: _ROWS, -2: _COLUMNS}  # by the dimension along which norms are taken
 MATRIX_CONFIG = {arch: Config({"LINES": 1024}) for arch in (80, 89, 90, 100)}
-MATRIX_CONFIG[0] = Config({"LINES": 32})
+MATRIX_CONFIG[0] = Config({"LINES": 8})
 
 
 @triton.jit

@@ -85,8 +85,8 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "triton-directions-in-one-place": mutated(
         "muon_step", "muon_direction_", "d_ptr += matrix * d_matrix", "d_ptr += matrix * 0"
     ),
-    "triton-from-the-far-end": mutated(
-        "muon_step", "muon_direction_", "momentum < 0.5, g + momentum", "momentum > 0.5, g + momentum"
+    "triton-small-momentum-wrong": mutated(
+        "muon_step", "muon_direction_", "g - (g - m) * momentum", "g - (g - m) * rest"
     ),
     "triton-first-matrix-only": mutated(
         "muon_step", "muon_direction_", "m_ptr += matrix * m_matrix", "m_ptr += matrix * 0"
