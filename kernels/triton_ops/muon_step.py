@@ -62,7 +62,7 @@ def _momentum(g_ptr, m_ptr, d_ptr, momentum, rest, num_lines, length, g_matrix, 
 
 @triton.jit
 def square_sums(u_ptr, squares_ptr, num_lines, length, u_matrix, u_line, u_along, LINES: tl.constexpr,
-                 ALONG: tl.constexpr):  # fmt: skip
+                ALONG: tl.constexpr):  # fmt: skip
     """Sum of squares of each line, [S, L]. Programs (block of lines, matrix)."""
     lines = tl.program_id(0) * LINES + tl.arange(0, LINES)
     matrix = tl.program_id(1).to(tl.int64)
