@@ -33,6 +33,10 @@ export DOCKER DOCKER_BUILD_OPTIONS DOCKER_RUN_OPTIONS BASE_IMAGE IMAGE DEVICE WH
 PYTHON ?= python3 python3.13 python3.12 python3.11 python
 export TORCH_INDEX TRITON
 
+# .venv is private: its modules' bytecode is kept there whatever the shell asks for elsewhere. Without it each
+# start compiles torch's sources anew: an import took 5.4 s instead of 2.3, a warm compile 14 s more.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV = .venv
 STAMP = $(VENV)/.stamp
 PY = $(VENV)/bin/python

@@ -79,6 +79,15 @@ def proofs_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def products_as_in_runs() -> None:
+    """16-bit products as `configure` leaves them, from the first test on; only tests of torch load it."""
+    if "torch" in sys.modules:
+        from bench.host.half_products import multiply_in_float32, without_units
+
+        multiply_in_float32(*without_units())
+
+
+@pytest.fixture(autouse=True, scope="session")
 def loopback_only() -> Iterator[None]:
     """Hold every test to the loopback interface."""
     hook = LoopbackOnly()

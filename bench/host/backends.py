@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 
 from bench.errors import PlanRefused
+from bench.host.half_products import multiply_in_float32, without_units
 from bench.host.mps import PEAK_MEMORY_SINCE, half_precision_refusal, version_pair
+
+# The setting that names the dtypes a CPU multiplies in float32, "" for none.
+FLOAT32_PRODUCTS = "products_in_float32"
 
 
 class PeakMemory(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -103,7 +107,9 @@ class CpuBackend:
         # torch's compiler imports triton where it is installed, and generates C++ for a CPU all the same:
         # 87 MB of memory and 0.5 s for nothing (triton 3.7.1). None makes the import fail as if absent.
         sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
-        return {}
+        emulated = without_units()
+        multiply_in_float32(*emulated)
+        return {FLOAT32_PRODUCTS: ", ".join(str(dtype).removeprefix("torch.") for dtype in emulated)}
 
 
 class CudaBackend:

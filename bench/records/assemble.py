@@ -14,7 +14,7 @@ from bench.data.prepared import Prepared
 from bench.evaluation.bits_per_byte import BitsPerByte
 from bench.evaluation.core.result import CoreScore
 from bench.evaluation.probes import Probes
-from bench.host.backends import PeakMemory
+from bench.host.backends import FLOAT32_PRODUCTS, PeakMemory
 from bench.host.facts import MachineFacts
 from bench.host.machine import hardware_class
 from bench.host.peaks import declared_peak, mfu
@@ -300,6 +300,9 @@ def _judge(measured: Measured, timing: schema.Timing) -> list[str]:
         )
     if timing.data_wait_share > WAITING_SHARE:
         warnings.append(f"data wait is {timing.data_wait_share:.1%} of the official time")
+    compute = measured.plan.recipe.precision.compute
+    if compute in measured.settings.get(FLOAT32_PRODUCTS, "").split(", "):
+        warnings.append(f"{compute} products were taken in float32: the processor has no units for them")
     if measured.num_competing:
         warnings.append(f"{measured.num_competing} other process(es) used the processor at the start")
     if measured.outcome.coverage.epochs_seen > 1:
