@@ -9,7 +9,6 @@ from pathlib import Path
 from bench.data.loader import Batch, Loader
 from bench.data.loader import Progress as Coverage
 from bench.data.prepared import Prepared
-from bench.data.storage import sha256_file
 from bench.evaluation.bits_per_byte import BitsPerByte, documents_bpb
 from bench.evaluation.probes import weights_sha256
 from bench.host.clock import CATEGORIES, Ledger
@@ -177,7 +176,7 @@ class TrainingRun:
             kept_sha256 = ""
             if step and step in {segment.start for segment in segments(self.plan.iterations)}:
                 kept = self._saved(trainer, self.folder / REPLAY_FOLDER, keep=None)
-                kept_sha256 = sha256_file(kept / checkpoint.TENSORS_FILE) if self.ranks.is_first else ""
+                kept_sha256 = kept.tensors_sha256 if kept else ""
             weights = weights_sha256(trainer.model)
         self.write("state", step=step, weights_sha256=weights, kept_sha256=kept_sha256)
 
@@ -196,8 +195,8 @@ class TrainingRun:
         folder: Path,
         tokenizer: Path | None = None,
         keep: int | None = checkpoint.KEEP,
-    ) -> Path:
-        """The checkpoint of this step, to which every rank gives its share."""
+    ) -> checkpoint.Saved | None:
+        """The checkpoint of this step, to which every rank gives its share; None where another writes it."""
         self.log.sync()
         state = self.progress.state(self.plan.sha256, self.seed, self.log, self.ledger, self.dispatches())
         return checkpoint.save(folder, trainer, state, tokenizer, keep, writes=self.ranks.is_first)

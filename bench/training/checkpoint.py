@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -50,6 +50,13 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tokenizer_sha256: str
 
 
+class Saved(NamedTuple):
+    """Where a checkpoint is, and the hash of its tensors' file."""
+
+    folder: Path
+    tensors_sha256: str
+
+
 def save(
     folder: Path,
     trainer: Trainer,
@@ -58,8 +65,10 @@ def save(
     keep: int | None = KEEP,
     *,
     writes: bool = True,
-) -> Path:
+) -> Saved | None:
     """Write `step-N` into `folder` atomically and drop all but the newest `keep`, or none.
+
+    Returns None on a rank that does not write.
 
     Args:
         writes: whether this rank does; the others only give their share of the optimizer's state.
@@ -71,11 +80,11 @@ def save(
     target, building = folder / f"step-{state.step:08d}", folder / ".building"
     tensors = _tensors(trainer)
     if not writes:
-        return target
+        return None
     with writing(building, sum(tensor.nbytes for tensor in tensors.values())):
         shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
         try:
-            _build(building, tensors, state)
+            tensors_sha256 = _build(building, tensors, state)
             if tokenizer is not None:
                 _describe(building, trainer.model, tokenizer.read_bytes())
             shutil.rmtree(target, ignore_errors=True)
@@ -85,10 +94,11 @@ def save(
         sync_folder(folder)
     for old in checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
-    return target
+    return Saved(target, tensors_sha256)
 
 
-def _build(building: Path, tensors: dict[str, Tensor], state: RunState) -> None:
+def _build(building: Path, tensors: dict[str, Tensor], state: RunState) -> str:
+    """Write tensors and state; returns the hash of the tensors' file."""
     building.mkdir(parents=True)
     path = building / TENSORS_FILE
     try:
@@ -100,6 +110,7 @@ def _build(building: Path, tensors: dict[str, Tensor], state: RunState) -> None:
     whole = msgspec.structs.replace(state, tensors_sha256=sha256_file(path))
     write_synced(building / "state.json", msgspec.json.encode(whole))
     sync_folder(building)
+    return whole.tensors_sha256
 
 
 def _describe(building: Path, model: GPT, tokenizer: bytes) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.data.storage import sha256_file
 from bench.errors import DataError, PlanRefused
 from bench.training import checkpoint
 from bench.training.build import build_trainer, seed_stream
@@ -41,8 +42,16 @@ def state(step: int, **changes: object) -> RunState:
 
 
 def save(folder: Path, trainer: Trainer, step: int) -> Path:
-    """One checkpoint."""
-    return checkpoint.save(folder, trainer, state(step))
+    """One checkpoint, told with the hash of its tensors."""
+    saved = checkpoint.save(folder, trainer, state(step))
+    assert saved is not None
+    assert saved.tensors_sha256 == sha256_file(saved.folder / "tensors.safetensors")
+    return saved.folder
+
+
+def test_a_rank_that_does_not_write_leaves_nothing(tmp_path: Path) -> None:
+    assert checkpoint.save(tmp_path / "run", trained(tmp_path), state(2), writes=False) is None
+    assert not (tmp_path / "run").exists()
 
 
 def tensors_of(trainer: Trainer) -> dict[str, Tensor]:

@@ -179,7 +179,9 @@ def write_checkpoint(folder: Path) -> Path:
     untrained: Any = SimpleNamespace(param_groups=[], state={})  # an optimizer that never stepped
     trainer = Trainer(subject, subject, untrained)
     byte_tokenizer().save(folder / "made" / "tokenizer.json")
-    return checkpoint.save(folder, trainer, state, folder / "made" / "tokenizer.json")
+    saved = checkpoint.save(folder, trainer, state, folder / "made" / "tokenizer.json")
+    assert saved is not None
+    return saved.folder
 
 
 def test_a_checkpoint_is_the_model_it_was(tmp_path: Path) -> None:
