@@ -24,6 +24,7 @@ FOLDERS = (
     ("bench/proving", "the proof gate"),
     ("bench/proving/properties", "what every implementation of an op has to meet, one file an op"),
     ("bench/records", "what is kept, and the rules it is held to"),
+    ("bench/checkup", "this machine looked at: what it lacks, whether it computes rightly, how fast it is"),
     ("bench/drawing", "what every plot is made of, as SVG text"),
     ("bench/experiments", "what records tell: comparisons, gates, sweeps, shapes; imports no torch"),
     ("bench/experiments/horizon", "how long to train, inferred from the text; imports no torch"),

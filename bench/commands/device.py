@@ -13,9 +13,9 @@ from bench.errors import Diverged, PlanRefused, RecipeError, VerificationFailed
 from bench.spec.workspace import Workspace
 
 if TYPE_CHECKING:
+    from bench.checkup.lever_costs import LeverCost
     from bench.host.clock import Ledger
     from bench.host.planning import Planned
-    from bench.lever_costs import LeverCost
     from bench.records.replayed import Replay
     from bench.records.store import StoredRecord
 
@@ -215,8 +215,8 @@ def _replayed(options: argparse.Namespace, stored: StoredRecord, outcome: Replay
 def perf_levers(options: argparse.Namespace) -> None:
     """`bench perf-levers`."""
     before_torch(options)
-    from bench.lever_costs import levers_table
-    from bench.perf_levers import measure_levers
+    from bench.checkup.lever_costs import levers_table
+    from bench.checkup.levers import measure_levers
 
     def report(cost: LeverCost) -> None:
         print(
@@ -235,7 +235,7 @@ def perf_levers(options: argparse.Namespace) -> None:
 def perf(options: argparse.Namespace) -> None:
     """`bench perf`."""
     before_torch(options)
-    from bench.perf import measure, perf_table
+    from bench.checkup.perf import measure, perf_table
 
     figures = measure(workspace(options), options.steps)
     if options.json:
@@ -253,7 +253,7 @@ def perf_ranks(options: argparse.Namespace) -> int:
     if "RANK" not in options.environment:
         words = ["perf-ranks", "--world", str(world), "--steps", str(options.steps)]
         return _ranks(options, words, world)
-    from bench.perf_ranks import measure_ranks, ranks_table
+    from bench.checkup.ranks import measure_ranks, ranks_table
 
     figures = measure_ranks(workspace(options), world, options.steps, options.environment)
     if figures is not None:

@@ -72,7 +72,7 @@ def kernels(options: argparse.Namespace) -> None:
 def gpu_check(options: argparse.Namespace) -> None:
     """`bench gpu-check`."""
     before_torch(options)
-    from bench.gpu_check import gpu_check as check
+    from bench.checkup.gpu_check import gpu_check as check
     from bench.host.machine import detect
 
     facts = detect(options.device, environment=options.environment)

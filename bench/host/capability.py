@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.errors import PlanRefused
 from bench.host.device import Device
 from bench.host.doctor import Finding, fault, looked_at
+from bench.host.half_products import without_units
 
 SIZE = 256
 # Largest relative Frobenius error against float64: a rounding of each product and sum to float32 leaves some
@@ -43,6 +44,8 @@ def product(device: Device, name: str) -> Finding:
     says = f"a {SIZE} x {SIZE} product is {error:.1e} from float64's"
     if not error <= MAX_ERROR[name]:
         raise PlanRefused(f"{says}, more than {MAX_ERROR[name]:.0e}", hint="do not trust runs on this device")
+    if device.kind == "cpu" and dtype in without_units():
+        says += "; taken in float32, the processor having no units for it"
     return Finding(name=name, says=says)
 
 

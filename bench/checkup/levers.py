@@ -12,13 +12,13 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import torch
 
+from bench.checkup.lever_costs import LIMITS, LeverCost, cost_of
+from bench.checkup.unscaled import unscaled_plan
 from bench.data.loader import Batch, Cursor
 from bench.errors import RecipeError
 from bench.host.allocator import release_garbage, tune_allocator
 from bench.host.device import Device, configure, open_device
 from bench.host.machine import detect
-from bench.lever_costs import LIMITS, LeverCost, cost_of
-from bench.perf import unscaled_plan
 from bench.spec.plan import Plan
 from bench.spec.recipe import BatchWarmup, Muon, Recipe, Schedule
 from bench.spec.submission import differences, load

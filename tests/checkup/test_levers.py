@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from bench import perf_levers
+from bench.checkup import levers as checkup_levers
+from bench.checkup.lever_costs import LIMITS
+from bench.checkup.levers import FOUR, NOISE, levers, measure_levers
 from bench.errors import RecipeError
-from bench.lever_costs import LIMITS
-from bench.perf_levers import FOUR, NOISE, levers, measure_levers
 from bench.spec.recipe import Compile
 from bench.spec.submission import differences, load
 from bench.spec.workspace import Workspace
@@ -24,9 +24,9 @@ SPACE = Workspace(root=ROOT, data=ROOT / ".data")
 def in_miniature() -> Iterator[None]:
     """One layer and one row; torch's settings are afterwards as they were."""
     with pytest.MonkeyPatch.context() as patch, tiny.torchs_settings_kept():
-        patch.setattr(perf_levers, "DEPTH", 1)
-        patch.setattr(perf_levers, "ROWS", 1)
-        patch.setattr(perf_levers, "LIMITED_ROWS", 1)
+        patch.setattr(checkup_levers, "DEPTH", 1)
+        patch.setattr(checkup_levers, "ROWS", 1)
+        patch.setattr(checkup_levers, "LIMITED_ROWS", 1)
         yield
 
 
@@ -48,7 +48,7 @@ def test_an_unknown_lever_is_named_before_anything_is_measured(monkeypatch: pyte
     def measured(*_: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(perf_levers, "_alone", measured)
+    monkeypatch.setattr(checkup_levers, "_alone", measured)
     with pytest.raises(RecipeError, match="bigrams") as error:
         measure_levers(SPACE, ["bigrams"], 3, lambda _: None)
     assert "bigram" in error.value.hint
@@ -58,7 +58,7 @@ def test_steps_are_timed_in_turn(in_miniature: None) -> None:
     """The real thing in miniature, without the processes: one layer, eager, two rounds."""
     recipe = load(SPACE.submissions / "d4.toml").recipe
     eager = msgspec.structs.replace(recipe, compile=Compile(enabled=False))
-    first, second, peak_bytes = perf_levers._measured(SPACE, eager, eager, 1, 2)
+    first, second, peak_bytes = checkup_levers._measured(SPACE, eager, eager, 1, 2)
     assert len(first) == len(second) == 2
     assert all(seconds > 0.0 for seconds in first + second)
     assert peak_bytes > 2**20
@@ -67,7 +67,7 @@ def test_steps_are_timed_in_turn(in_miniature: None) -> None:
 def test_the_bare_muon_step_is_timed_beside_all_four(in_miniature: None) -> None:
     recipe = load(SPACE.submissions / "d4.toml").recipe
     eager = msgspec.structs.replace(recipe, compile=Compile(enabled=False))
-    four, bare = perf_levers._muon_steps_in_turn(SPACE, eager, 3)
+    four, bare = checkup_levers._muon_steps_in_turn(SPACE, eager, 3)
     assert len(four) == len(bare) == 3
     assert min(four + bare) > 0.0
 
@@ -81,7 +81,7 @@ def test_each_is_first_in_every_second_round() -> None:
 
     calls: list[str] = []
     one, other = (lambda: calls.append("one")), (lambda: calls.append("other"))
-    first, second = perf_levers._in_turn(Waiting(), one, other, 4)  # type: ignore[arg-type]
+    first, second = checkup_levers._in_turn(Waiting(), one, other, 4)  # type: ignore[arg-type]
     assert calls == ["other", "one", "one", "other"] * 2
     assert len(first) == len(second) == 4
 
@@ -100,7 +100,7 @@ def test_costs_are_reported_as_they_come(monkeypatch: pytest.MonkeyPatch) -> Non
             else ([1.1] * rounds, [1.0] * rounds, 2**30)[: 3 - ("muon" in name)]
         )
 
-    monkeypatch.setattr(perf_levers, "_alone", alone)
+    monkeypatch.setattr(checkup_levers, "_alone", alone)
     reported: list[str] = []
     costs = measure_levers(SPACE, [NOISE, FOUR, "z-loss", "tied"], 6, lambda cost: reported.append(cost.name))
     assert [cost.name for cost in costs] == reported == [NOISE, FOUR, "z-loss", "tied"]

@@ -8,6 +8,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from bench.checkup.unscaled import unscaled_plan
 from bench.data.loader import Batch, Cursor
 from bench.errors import BenchError, PlanRefused, VerificationFailed
 from bench.evaluation.probes import CAUSALITY_TOLERANCE, probe
@@ -16,7 +17,6 @@ from bench.host.device import Device, configure, open_device
 from bench.host.doctor import Finding, fault
 from bench.host.facts import MachineFacts
 from bench.host.machine import detect
-from bench.perf import unscaled_plan
 from bench.spec.model_table import Model
 from bench.spec.plan import Plan
 from bench.spec.recipe import Batch as BatchTable

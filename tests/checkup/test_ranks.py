@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.perf_ranks import _predicted, ranks_plan
+from bench.checkup.ranks import _predicted, ranks_plan
 from bench.spec.parallel import LATENCY_S
 from bench.spec.workspace import Workspace
 from tests import tiny
 
-SPACE = Workspace(root=Path(__file__).resolve().parent.parent, data=Path("nowhere"))
+SPACE = Workspace(root=Path(__file__).resolve().parents[2], data=Path("nowhere"))
 PLANS = {world: ranks_plan(SPACE, tiny.facts(), world) for world in (2, 4)}
 
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import self_test as tested
+from bench.checkup import self_test as tested
+from bench.checkup.self_test import TOLERANCES, recipe_of, stepped, train_steps
 from bench.errors import VerificationFailed
 from bench.host.device import open_device
-from bench.self_test import TOLERANCES, recipe_of, stepped, train_steps
 from bench.spec.recipe import Kernels
 from bench.spec.workspace import Workspace
 from tests.tiny import facts, torchs_settings_kept
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SPACE = Workspace(root=ROOT, data=ROOT / ".data")
 
 

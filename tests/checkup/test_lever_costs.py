@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bench.lever_costs import LIMITS, cost_of, levers_table, median_interval
+from bench.checkup.lever_costs import LIMITS, cost_of, levers_table, median_interval
 
 
 @pytest.mark.parametrize(("count", "rank"), [(6, 0), (8, 0), (9, 1), (12, 2), (20, 5), (36, 11), (100, 39)])

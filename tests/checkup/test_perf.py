@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import perf
+from bench.checkup import perf
+from bench.checkup.unscaled import unscaled_plan
 from bench.data.text import prepared_text
 from bench.host.device import configure, open_device
 from bench.spec.submission import load
@@ -21,7 +22,7 @@ def test_only_steps_are_timed(tmp_path: Path) -> None:
     recipe = load(space.submissions / f"{tiny.NAME}.toml").recipe
     facts = tiny.facts()
     with tiny.torchs_settings_kept():
-        plan = perf.unscaled_plan(Workspace(root=ROOT, data=space.data), facts, recipe)
+        plan = unscaled_plan(Workspace(root=ROOT, data=space.data), facts, recipe)
         assert loop_config(plan).state_steps & set(range(STEPS))  # a run would hash these states too
         device = open_device("cpu")
         configure(device, cpu_cores=facts.cpu_cores)

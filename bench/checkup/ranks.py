@@ -10,13 +10,14 @@ import msgspec
 import torch
 from torch import Tensor
 
+from bench.checkup.perf import PERF_MODEL, PERF_ROWS
+from bench.checkup.unscaled import unscaled_plan
 from bench.data.loader import Batch, Loader
 from bench.data.prepared import Prepared
 from bench.data.text import text_of
 from bench.host.device import Device, configure, open_device
 from bench.host.facts import MachineFacts
 from bench.host.machine import detect
-from bench.perf import PERF_MODEL, PERF_ROWS, unscaled_plan
 from bench.spec.parallel import Links, Parallel, predict
 from bench.spec.plan import Plan
 from bench.spec.plan_machine import PlanMachine

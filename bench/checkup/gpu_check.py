@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench.contest import Contender, Trial, contest, references, sentence
+from bench.checkup.contest import Contender, Trial, contest, references, sentence
 from bench.data.storage import write_atomic
 from bench.errors import ProofFailed
 from bench.host.device import Device, configure, open_device

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from bench import cli
-from bench.doctor import data, num_shards, plan, proofs
+from bench.checkup.doctor import data, num_shards, plan, proofs
 from bench.host.doctor import Diagnosis
 from bench.host.planning import plan_here
 from bench.proving.gate import proofs_for
 from bench.spec.workspace import Workspace
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

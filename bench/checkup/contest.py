@@ -11,20 +11,17 @@ from typing import NamedTuple
 import msgspec
 import torch
 
+from bench.checkup.unscaled import TOKENIZER_CHARS, stdlib_tokens, unscaled_plan
 from bench.data.loader import Batch, Loader
 from bench.data.prepared import Prepared
-from bench.data.text import prepared_text
 from bench.host.allocator import release_garbage
 from bench.host.device import Device
 from bench.host.facts import MachineFacts
 from bench.host.peaks import declared_peak, mfu
-from bench.host.planning import Rates, plan_machine
 from bench.spec.model_table import Model
-from bench.spec.plan import Plan, make_plan
+from bench.spec.plan import Plan
 from bench.spec.recipe import Batch as BatchTable
 from bench.spec.recipe import Compile, Horizon, Kernels, Precision, Recipe
-from bench.spec.submission import Submission
-from bench.spec.track import load_tracks
 from bench.spec.workspace import Workspace
 from bench.training.build import build_trainer, steps_only
 from bench.training.loop import StepsDone, train, warm_up
@@ -53,7 +50,7 @@ class Trial(NamedTuple):
     dtype: torch.dtype = torch.bfloat16
     compiled: bool = True
     most_rounds: int = 20
-    tokenizer_chars: int = 20_000_000
+    tokenizer_chars: int = TOKENIZER_CHARS
 
 
 def references(**others: str) -> Kernels:
@@ -113,13 +110,7 @@ def contest(
         left: seconds left.
     """
     model = trial.model
-    prepared = prepared_text(
-        "stdlib",
-        model.vocab_size,
-        space.data,
-        validation_bytes=100_000,
-        tokenizer_chars=trial.tokenizer_chars,
-    )[1]
+    prepared = stdlib_tokens(space, model.vocab_size, trial.tokenizer_chars)
     plans = [_plan(space, facts, trial, contender) for contender in trial.contenders]
     training = Training(
         device=facts.device_name,
@@ -181,7 +172,7 @@ def _rounds(
 
 
 def _plan(space: Workspace, facts: MachineFacts, trial: Trial, contender: Contender) -> Plan:
-    """The contender's plan on this machine; the track only lends the schema a name."""
+    """The contender's plan on this machine."""
     recipe = Recipe(
         model=trial.model,
         horizon=Horizon(iterations=1000),
@@ -190,10 +181,7 @@ def _plan(space: Workspace, facts: MachineFacts, trial: Trial, contender: Conten
         precision=Precision(compute="float32" if trial.dtype == torch.float32 else "bfloat16"),
         compile=Compile(enabled=trial.compiled),
     )
-    smallest = load_tracks(space.tracks)[0]
-    unscaled = msgspec.structs.replace(smallest, track=msgspec.structs.replace(smallest.track, scale={}))
-    machine = plan_machine(facts, unscaled, recipe.precision.compute, recipe.model.depth, Rates())
-    return make_plan(Submission("gpu-check", recipe, ""), unscaled, machine)
+    return unscaled_plan(space, facts, recipe)
 
 
 def _begin(

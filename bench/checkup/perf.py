@@ -11,21 +11,19 @@ from pathlib import Path
 import msgspec
 import torch
 
+from bench.checkup.unscaled import TOKENIZER_CHARS, VALIDATION_BYTES, stdlib_tokens, unscaled_plan
 from bench.data.corpus import open_corpus, tokenizer_for
 from bench.data.loader import Loader
 from bench.data.prepare import prepare
 from bench.data.prepared import Prepared
-from bench.data.text import prepared_text
 from bench.host.allocator import release_garbage
+from bench.host.backends import FLOAT32_PRODUCTS
 from bench.host.device import Device, configure, open_device
 from bench.host.facts import MachineFacts
 from bench.host.machine import detect
-from bench.host.planning import Rates, plan_machine
 from bench.spec.model_table import Model
-from bench.spec.plan import Plan, make_plan
+from bench.spec.plan import Plan
 from bench.spec.recipe import Batch, Compile, Data, Horizon, Recipe
-from bench.spec.submission import Submission
-from bench.spec.track import load_track
 from bench.spec.workspace import Workspace
 from bench.training.build import build_trainer, steps_only
 from bench.training.loop import StepsDone, train, warm_up
@@ -42,6 +40,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured; rates a second."""
 
     device: str
+    products_in_float32: str  # dtypes that the processor has no units for
     matmul_bf16_flops: Spread
     matmul_fp32_flops: Spread
     train_tokens: Spread
@@ -59,9 +58,9 @@ def measure(space: Workspace, num_steps: int) -> Figures:
     """All figures; about a minute with a warm compile cache."""
     facts = detect(environment={})
     device = open_device(facts.device_kind)
-    configure(device, cpu_cores=facts.cpu_cores)
+    settings = configure(device, cpu_cores=facts.cpu_cores)
     plan = perf_plan(space, facts)
-    prepared = _prepared(space, plan.model.vocab_size)
+    prepared = stdlib_tokens(space, plan.model.vocab_size)
     matmul_before = matmul_rate(device, torch.bfloat16)
     first_step_s, step_s = _training(plan, device, prepared, num_steps)
     matmul = _joined(matmul_before, matmul_rate(device, torch.bfloat16))
@@ -71,6 +70,7 @@ def measure(space: Workspace, num_steps: int) -> Figures:
     loader = {f"T={length}": _loading(prepared, length) for length in (512, 2048)}
     return Figures(
         device=facts.device_name,
+        products_in_float32=settings.get(FLOAT32_PRODUCTS, ""),
         matmul_bf16_flops=matmul,
         matmul_fp32_flops=matmul_rate(device, torch.float32),
         train_tokens=tokens,
@@ -91,26 +91,10 @@ def perf_plan(space: Workspace, facts: MachineFacts) -> Plan:
         model=PERF_MODEL,
         horizon=Horizon(iterations=1000),
         batch=Batch(tokens=PERF_ROWS * PERF_MODEL.sequence_length, device_sequences=PERF_ROWS),
-        data=Data(dataset="stdlib", tokenizer_chars=20_000_000),
+        data=Data(dataset="stdlib", tokenizer_chars=TOKENIZER_CHARS),
         compile=Compile(enabled=True),
     )
     return unscaled_plan(space, facts, recipe)
-
-
-def unscaled_plan(
-    space: Workspace, facts: MachineFacts, recipe: Recipe, world_size: int | None = None
-) -> Plan:
-    """The plan of exactly this recipe on this machine; a track only lends the schema a name."""
-    named = load_track("cpu-quick", space.tracks)
-    unscaled = msgspec.structs.replace(named, track=msgspec.structs.replace(named.track, scale={}))
-    machine = plan_machine(facts, unscaled, recipe.precision.compute, recipe.model.depth, Rates())
-    return make_plan(Submission("perf", recipe, ""), unscaled, machine, world_size)
-
-
-def _prepared(space: Workspace, vocab_size: int) -> Prepared:
-    return prepared_text(
-        "stdlib", vocab_size, space.data, validation_bytes=100_000, tokenizer_chars=20_000_000
-    )[1]
 
 
 def _timed(function: Callable[[], object], repeats: int) -> list[float]:
@@ -167,8 +151,8 @@ def _loading(prepared: Prepared, sequence_length: int) -> Spread:
 
 def _preparing(space: Workspace) -> Spread:
     """Bytes of text a second on one core, from files to tokens on disk."""
-    corpus = open_corpus("stdlib", space.data, validation_bytes=100_000)
-    tokenizer = tokenizer_for(corpus, PERF_MODEL.vocab_size, space.data, 20_000_000)
+    corpus = open_corpus("stdlib", space.data, validation_bytes=VALIDATION_BYTES)
+    tokenizer = tokenizer_for(corpus, PERF_MODEL.vocab_size, space.data, TOKENIZER_CHARS)
     seconds = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
@@ -182,11 +166,12 @@ def _joined(a: Spread, b: Spread) -> Spread:
 
 def perf_table(figures: Figures) -> str:
     """The figures as lines a person reads."""
+    is_emulated = "bfloat16" in figures.products_in_float32
     rows = [
         (
             "matrix product bf16",
             *_giga(figures.matmul_bf16_flops),
-            "GFLOP/s, 2048 cubed, around training",
+            "GFLOP/s, 2048 cubed, around training" + (", taken in float32" if is_emulated else ""),
         ),
         ("matrix product fp32", *_giga(figures.matmul_fp32_flops), "GFLOP/s"),
         ("training", *_plain(figures.train_tokens), "tok/s: d4, width 256, 16 x 512 tokens, vocabulary 8192"),

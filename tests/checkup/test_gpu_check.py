@@ -10,11 +10,11 @@ import msgspec
 import pytest
 import torch
 
-import bench.contest
-import bench.gpu_check
-from bench.contest import Contender, Training, Trial, references
+import bench.checkup.contest
+import bench.checkup.gpu_check
+from bench.checkup.contest import Contender, Training, Trial, references
+from bench.checkup.gpu_check import EXTENTS, STAGES, Extent, ProofsFound, gpu_check
 from bench.errors import ProofFailed
-from bench.gpu_check import EXTENTS, STAGES, Extent, ProofsFound, gpu_check
 from bench.spec.model_table import Model
 from bench.spec.recipe import Kernels
 from bench.spec.workspace import Workspace
@@ -145,14 +145,14 @@ def test_without_time_each_file_says_what_was_not_reached(space: Workspace, proo
 def test_a_contender_that_cannot_run_leaves_the_others_their_figures(
     space: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = bench.contest.build_trainer
+    real = bench.checkup.contest.build_trainer
 
     def build_trainer(plan: Any, *arguments: Any) -> Any:
         if all(choice["implementation"] == REFERENCE for choice in plan.kernels):
             raise RuntimeError("out of memory\nand more")
         return real(plan, *arguments)
 
-    monkeypatch.setattr(bench.contest, "build_trainer", build_trainer)
+    monkeypatch.setattr(bench.checkup.contest, "build_trainer", build_trainer)
     chosen, plain = check(space, stages=("training",))["training"].contenders
     assert chosen.tokens_per_s is not None
     assert plain.failure == "RuntimeError: out of memory"
@@ -161,7 +161,7 @@ def test_a_contender_that_cannot_run_leaves_the_others_their_figures(
 def test_a_contender_that_breaks_on_the_way_keeps_its_figures(
     space: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, steps = bench.contest.train, [0]
+    real, steps = bench.checkup.contest.train, [0]
 
     def train(*arguments: Any) -> Any:
         for event in real(*arguments):
@@ -170,7 +170,7 @@ def test_a_contender_that_breaks_on_the_way_keeps_its_figures(
                 raise RuntimeError("illegal memory access")
             yield event
 
-    monkeypatch.setattr(bench.contest, "train", train)
+    monkeypatch.setattr(bench.checkup.contest, "train", train)
     contenders = check(space, stages=("training",))["training"].contenders
     broken = [each for each in contenders if each.failure]
     assert [each.failure for each in broken] == ["RuntimeError: illegal memory access"]
@@ -191,7 +191,7 @@ def test_a_file_is_there_before_its_stage_is_over(space: Workspace, monkeypatch:
 
 
 def test_a_contender_that_diverges_is_said_to_have(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.contest, "train", lambda *_: iter([Diverged(1)]))
+    monkeypatch.setattr(bench.checkup.contest, "train", lambda *_: iter([Diverged(1)]))
     contenders = check(space, stages=("training",))["training"].contenders
     assert [each.failure for each in contenders] == ["diverged"] * 2
 
@@ -201,6 +201,6 @@ def test_every_device_has_contenders_that_a_plan_takes(space: Workspace, kind: A
     facts = msgspec.structs.replace(tiny.facts(), device_kind=kind)
     trial = EXTENTS[kind].trial
     for contender in trial.contenders:
-        plan = bench.contest._plan(space, facts, trial, contender)
+        plan = bench.checkup.contest._plan(space, facts, trial, contender)
         assert plan.world_size == 1
         assert plan.batch_tokens == plan.device_sequences * plan.accumulation * plan.model.sequence_length
