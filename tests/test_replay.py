@@ -157,12 +157,32 @@ def test_other_code_indicts_no_record(
     before = load_replays(space.replays)
     monkeypatch.setattr("bench.host.provenance.is_code_of", lambda _root, _recorded: False)
     with pytest.raises(PlanRefused, match="the loss differs; but the code is not the record's") as error:
-        _replayed(options, stored, failed)
+        _replayed(options, stored, failed, tiny.facts())
     assert stored.record.identity.git_commit[:12] in error.value.hint
     assert load_replays(space.replays) == before
     monkeypatch.undo()
-    assert _replayed(options, stored, failed) == VerificationFailed.exit_code
+    assert _replayed(options, stored, failed, tiny.facts()) == VerificationFailed.exit_code
     assert load_replays(space.replays) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cpu_model": "Another"}, {"features": ("sse9",)}, {"cpu_cores": 7}, {"versions": {"torch": "3.0"}}],
+)
+def test_another_machine_indicts_no_record(
+    ran: tuple[Workspace, StoredRecord], rerun: Rerun, change: dict[str, object]
+) -> None:
+    """A replay elsewhere can pass, and says nothing if it differs: bits are the processor's and torch's too."""
+    space, stored = ran
+    here = msgspec.structs.replace(tiny.facts(), **change)
+    passed = outcome(ran, rerun, count=1)
+    failed = msgspec.structs.replace(passed, passed=False, says="the loss differs")
+    options = argparse.Namespace(root=space.root, data=space.data, json=False)
+    assert _replayed(options, stored, passed, here) == 0
+    before = load_replays(space.replays)
+    with pytest.raises(PlanRefused, match="this machine need not give the same bits"):
+        _replayed(options, stored, failed, here)
+    assert load_replays(space.replays) == before
 
 
 def test_outcomes_are_read_as_written(

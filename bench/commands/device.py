@@ -15,6 +15,7 @@ from bench.spec.workspace import Workspace
 if TYPE_CHECKING:
     from bench.checkup.lever_costs import LeverCost
     from bench.host.clock import Ledger
+    from bench.host.facts import MachineFacts
     from bench.host.planning import Planned
     from bench.records.replayed import Replay
     from bench.records.store import StoredRecord
@@ -189,12 +190,12 @@ def replay(options: argparse.Namespace) -> int:
         rerun = open_rerun(stored, planned, space, options.environment, ranks)
         nonce = ranks.share(options.nonce or secrets.token_hex(8))
         outcome = execute(stored, rerun, nonce, options.segments, facts.device_name, console.line)
-    return _replayed(options, stored, outcome) if ranks.is_first else 0
+    return _replayed(options, stored, outcome, facts) if ranks.is_first else 0
 
 
-def _replayed(options: argparse.Namespace, stored: StoredRecord, outcome: Replay) -> int:
+def _replayed(options: argparse.Namespace, stored: StoredRecord, outcome: Replay, facts: MachineFacts) -> int:
     from bench.host.provenance import Provenance, is_code_of
-    from bench.records.replayed import write_replay
+    from bench.records.replayed import bits_depend_on, write_replay
 
     space, run_of = workspace(options), stored.record.identity
     recorded = Provenance(run_of.git_commit, run_of.git_dirty_sha256)
@@ -202,6 +203,13 @@ def _replayed(options: argparse.Namespace, stored: StoredRecord, outcome: Replay
         raise PlanRefused(
             f"{stored.path}: {outcome.says}; but the code is not the record's, so that says nothing of it",
             f"replay it at commit {run_of.git_commit[:12]}, in a `git worktree` of its own",
+        )
+    is_bitwise = any(segment.compared == "bitwise" for segment in outcome.segments)
+    if not outcome.passed and is_bitwise and (others := bits_depend_on(stored.record, facts)):
+        raise PlanRefused(
+            f"{stored.path}: {outcome.says}; but this machine need not give the same bits: "
+            + "; ".join(others),
+            "replay it on a machine like the record's, or run the seed again and compare the scores",
         )
     path = write_replay(space.replays, outcome)
     if options.json:
