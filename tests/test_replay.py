@@ -172,7 +172,7 @@ def test_other_code_indicts_no_record(
 def test_another_machine_indicts_no_record(
     ran: tuple[Workspace, StoredRecord], rerun: Rerun, change: dict[str, object]
 ) -> None:
-    """A replay elsewhere can pass, and says nothing if it differs: bits are the processor's and torch's too."""
+    """A replay elsewhere can pass, and says nothing if it differs: bits are the processor's, too."""
     space, stored = ran
     here = msgspec.structs.replace(tiny.facts(), **change)
     passed = outcome(ran, rerun, count=1)

@@ -29,6 +29,7 @@ def columns_of(section: Section) -> list[Column]:
     """The columns of a track: one that scores CORE shows val_bpb beside it."""
     score = section.track.track.score
     unit = "of the score" if score.rank_by == "metric" else "of the time"
+    hour = "; part of it is the machine's hour" if score.rank_by == "metric" else ""
     mark = "lower is better" if score.better == "lower" else "higher is better"
     extra = [_figure("val_bpb", "bits per byte of the validation text", lambda row: row.bpb, 4)]
     return [
@@ -41,7 +42,9 @@ def columns_of(section: Section) -> list[Column]:
             if score.metric != "core"
             else []
         ),
-        Column("time (s)", "official: every step and wait for data; cold adds compiling", False, _time),
+        Column(
+            "time (s)", f"official: every step and wait for data{hour}; cold adds compiling", False, _time
+        ),
         _plain("tok/s", "median over steps, then over seeds", lambda row: f"{row.tokens_per_s:,.0f}"),
         _plain("MFU", "of the device's declared peak", lambda row: _share(row.mfu)),
         _plain("memory (GiB)", "peak", lambda row: f"{row.peak_bytes / 2**30:.2f}"),

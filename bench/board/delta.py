@@ -14,11 +14,14 @@ from bench.spec.track import NamedTrack, on_track
 
 
 def base_of(row: Row, table: Table, section: Section) -> Row | None:
-    """The row that another is compared with: its recipe's base, else the track's calibrated reference."""
+    """The row that another is compared with: its recipe's base, else the track's calibrated reference.
+
+    Not a reference that stands on the row itself: each would be told by the other.
+    """
     reference = section.calibration.recipe_sha256 if section.calibration else ""
     others = [other for other in table.rows if other is not row]
     named = [other for other in others if other.recipe == row.base]
-    calibrated = [other for other in others if other.recipe_sha256 == reference]
+    calibrated = [one for one in others if one.recipe_sha256 == reference and one.base != row.recipe]
     return next(iter([*named, *calibrated]), None)
 
 

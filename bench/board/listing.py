@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.board.markdown import escape, table
-from bench.board.ranking import Estimate
+from bench.board.ranking import Estimate, has_own_spread
 from bench.board.reported import Reported, reported_section
 from bench.board.rows import Row
 from bench.board.standings import Section, Table
@@ -18,8 +18,9 @@ interval. A rank such as 2–4 says that the row may be any of these: t tests, H
 board at 5 %. A row without every seed of its track, with a seed short of the track's target, or with a
 claim that its runs do not show is provisional: it has no rank. MDE is the least difference that two such
 rows show at 1 % with 90 % power. Time is official training time, every step and all waiting for data
-counted; cold time adds compiling and warming up (the slowest seed's). A lever that was on and changed
-nothing in any run is named inert. [RULES.md](../RULES.md) says what counts;
+counted; it has an interval where the track ranks by it: elsewhere rows were not run in turn, and differ by
+the machine's hour too. Cold time adds compiling and warming up (the slowest seed's). A lever that was on and
+changed nothing in any run is named inert. [RULES.md](../RULES.md) says what counts;
 [README.md](../README.md#how-to-read-the-board) how to read a row.
 """
 # Header and alignment: figures to the right, so that their digits stand under each other.
@@ -38,6 +39,7 @@ COLUMNS = (
     ("kernels proved", "right"),
     ("machine", "left"),
 )
+SAID_ONCE = ("MFU", "kernels proved", "machine")
 # Beside the score of a track that scores CORE: how far its questions alone let the figure move.
 CORE_COLUMN = ("its items' SE", "right")
 
@@ -69,10 +71,17 @@ def calibrated(section: Section) -> str:
     known = section.calibration
     if known is None:
         return ""
+    rows = [row for one in section.tables for row in one.rows if has_own_spread(row.sample, section.prior)]
+    apart = ", ".join(row.recipe for row in rows)
     return (
         f"Intervals, ranks and MDE are moderated by {known.num_runs} runs of {known.recipe}: "
         f"sigma of {section.track.track.score.metric} {known.sigma_metric:.2g}, "
         f"of time {known.sigma_log_s:.2%}."
+        + (
+            f" Spread more than that allows (F test, 1 %), and so judged by their own: {apart}."
+            if rows
+            else ""
+        )
     )
 
 
@@ -113,20 +122,33 @@ def _table(track: NamedTrack, one: Table) -> str:
         _cells(track, one.rank(place), row, is_ambiguous=names.count(row.recipe) > 1)
         for place, row in enumerate(one.rows)
     ]
-    return table(columns, cells)
+    return _without_common(columns, cells)
+
+
+def _without_common(columns: list[tuple[str, str]], cells: list[list[str]]) -> str:
+    """The table; what of the last columns is the same in all of several rows is said once, below it."""
+    common = {
+        place: values[0]
+        for place, values in enumerate(zip(*cells, strict=True))
+        if len(values) > 1 and columns[place][0] in SAID_ONCE and len(set(values)) == 1
+    }
+    kept = [place for place in range(len(columns)) if place not in common]
+    shown = table([columns[place] for place in kept], [[row[place] for place in kept] for row in cells])
+    said = "; ".join(f"{columns[place][0]} {value}" for place, value in common.items())
+    return f"{shown}\n\nAll rows: {said}." if said else shown
 
 
 def _cells(track: NamedTrack, rank: str, row: Row, is_ambiguous: bool) -> list[str]:
     version = f" `{row.recipe_sha256[:8]}`" if is_ambiguous else ""
-    title = f" {escape(row.title)}" if row.title else ""
-    note = (
-        "" if row.own_track == track.name else f" (at this track's scale; its own is {escape(row.own_track)})"
-    )
+    title = escape(row.title.removeprefix(f"{row.recipe}: "))  # a sweep's cells are titled so
+    if row.own_track != track.name:  # what the title says is of the recipe on its own track
+        title = f"at this track's scale (on {escape(row.own_track)}: {title or escape(row.recipe)})"
+    title = f" {title}" if title else ""
     inert = f" (inert: {escape(', '.join(row.inert))})" if row.inert else ""
     claim = f" ({escape(row.claim.short)})" if row.claim else ""
     return [
         rank,
-        f"**{escape(row.recipe)}**{version}{title}{note}{claim}{inert}",
+        f"**{escape(row.recipe)}**{version}{title}{claim}{inert}",
         _interval(row.score, 4),
         *([] if track.track.score.metric != "core" else [_core_error(row)]),
         _interval(row.official_s, 1),

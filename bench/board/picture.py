@@ -86,12 +86,15 @@ def _axis(figures: Sequence[Estimate]) -> Axis:
 
 
 def _mark(row: Row, figure: Estimate, axis: Axis, middle: float) -> str:
-    """The row's point with its interval; an arrow at the edge where it lies beyond."""
+    """The row's point with its interval; an arrow at the edge that either goes beyond."""
     if not axis.low <= figure.mean <= axis.high:
         is_left = figure.mean < axis.low
         return _text(axis.at(figure.mean), middle + 5, "" if is_left else "end", "←" if is_left else "→")
-    low, high = (axis.at(end) for end in _ends(figure))
+    ends = _ends(figure)
+    low, high = (axis.at(min(max(end, axis.low), axis.high)) for end in ends)
     interval = f'<path class="err" d="M{low:.1f} {middle:g}H{high:.1f}"/>' if high > low else ""
+    interval += _text(low, middle + 5, "", "←") if ends[0] < axis.low else ""
+    interval += _text(high, middle + 5, "end", "→") if ends[1] > axis.high else ""
     kind = "dot" if is_ranked(row) else "open"
     return f'{interval}<circle class="{kind}" cx="{axis.at(figure.mean):.1f}" cy="{middle:g}" r="5"/>'
 

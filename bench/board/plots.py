@@ -132,7 +132,8 @@ def waterfall(base: str, changes: Sequence[Change], sign: float, figure_name: st
     for number, one in enumerate(shown):
         middle = TOP + BAR_PX * (number + 0.5)
         start, end = sorted((x.at(0.0), x.at(one.delta.mean)))
-        kind = "good" if sign * one.delta.mean < 0 else "bad"
+        is_told = one.delta.half_width is not None and abs(one.delta.mean) > one.delta.half_width
+        kind = "untold" if not is_told else "good" if sign * one.delta.mean < 0 else "bad"
         low, high = (x.at(value) for value in _ends(one.delta))
         parts.append(row_name(one.name, NAMES_PX, middle))
         parts.append(

@@ -3,7 +3,8 @@
 A row's rank is the range of places its value may have: one more than the rows shown better, up to as many
 as are not shown worse. Comparisons are two-sided t tests, and Holm's method holds the chance of one wrong
 separation anywhere on the board to 5 %. With a calibration the variance is moderated by it: s0² on v0 degrees
-of freedom and the rows' own s² on v make (v0 s0² + v s²) / (v0 + v) on v0 + v.
+of freedom and the rows' own s² on v make (v0 s0² + v s²) / (v0 + v) on v0 + v. That takes one spread for all;
+a row whose own is too large for it, by an F test at 1 %, keeps its own.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.experiments.distributions import t_cdf, t_quantile
+from bench.experiments.distributions import f_tail, t_cdf, t_quantile
 from bench.experiments.statistics import Prior, minimum_detectable_effect
 from bench.experiments.statistics import holm as adjusted
 
 FAMILY_ERROR = 0.05
+UNLIKE = 0.01  # a spread that runs like the calibration's would show this seldom is a row's own
 NORMAL_975 = 1.9599  # no t of less separates anything at 5 %, whatever its degrees of freedom
 
 
@@ -56,11 +58,19 @@ class Ranks(NamedTuple):
         return str(self.best) if self.best == self.worst else f"{self.best}–{self.worst}"
 
 
+def has_own_spread(sample: Sample, prior: Prior | None) -> bool:
+    """Whether a row scatters more than the calibration lets it."""
+    if prior is None or not sample.squares:
+        return False
+    ratio = sample.squares / sample.degrees / prior.sigma**2 if prior.sigma else math.inf
+    return f_tail(ratio, sample.degrees, prior.dof) < UNLIKE
+
+
 def variance_of(samples: Sequence[Sample], prior: Prior | None) -> tuple[float, float]:
     """The variance that samples share, moderated by a prior, and its degrees; 0 of these: unknown."""
     degrees: float = sum(sample.degrees for sample in samples)
     squares = math.fsum(sample.squares for sample in samples)
-    if prior is not None:
+    if prior is not None and not any(has_own_spread(sample, prior) for sample in samples):
         degrees, squares = degrees + prior.dof, squares + prior.dof * prior.sigma**2
     return (squares / degrees, degrees) if degrees else (0.0, 0)
 
@@ -94,19 +104,20 @@ def minimum_detectable(sample: Sample, prior: Prior | None) -> float | None:
 
 
 def difference(a: Sample, b: Sample, prior: Prior | None) -> tuple[float, float]:
-    """(t of mean(a) - mean(b), degrees of freedom): Welch's, or on the moderated variance with a prior."""
+    """(t of mean(a) - mean(b), degrees of freedom): on one variance where a prior fits both, else Welch's."""
     gap = a.mean - b.mean
-    if prior is not None:
+    if prior is not None and not has_own_spread(a, prior) and not has_own_spread(b, prior):
         variance, degrees = variance_of([a, b], prior)
         return _ratio(gap, variance * (1 / a.num_seeds + 1 / b.num_seeds)), degrees
-    if not (a.degrees and b.degrees):
+    (variance_a, degrees_a), (variance_b, degrees_b) = (variance_of([one], prior) for one in (a, b))
+    if not (degrees_a and degrees_b):
         return 0.0, 1.0  # one seed decides nothing
-    error_a, error_b = a.squares / a.degrees / a.num_seeds, b.squares / b.degrees / b.num_seeds
+    error_a, error_b = variance_a / a.num_seeds, variance_b / b.num_seeds
     error = error_a + error_b
     if not error:
         return _ratio(gap, error), 1.0
     share_a, share_b = error_a / error, error_b / error  # of the whole, for squares of what is tiny are 0
-    return _ratio(gap, error), 1.0 / (share_a**2 / a.degrees + share_b**2 / b.degrees)
+    return _ratio(gap, error), 1.0 / (share_a**2 / degrees_a + share_b**2 / degrees_b)
 
 
 def _ratio(gap: float, variance: float) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from bench.board.claims import RowKey, claims_of, is_unproven
@@ -25,6 +26,7 @@ from bench.records.replayed import record_sha256
 from bench.records.schema import Record
 from bench.spec.track import NamedTrack
 
+FIRST_NUMBER = re.compile(r"(?<![\w.])([0-9]{1,15}(?:\.[0-9]{1,15})?)(?![\w.])")
 LEAST_S = 1e-9  # a time of zero, which no run takes and a record may claim, has no logarithm
 
 
@@ -43,7 +45,7 @@ class Row(NamedTuple):
     bpb: Estimate | None
     core: Estimate | None
     core_error: float | None  # CORE's standard error by its items: of the worst seed
-    official_s: Estimate  # geometric mean
+    official_s: Estimate  # geometric mean; its interval only where the track ranks by it
     tokens_per_s: float
     cold_s: float
     peak_bytes: int
@@ -131,10 +133,13 @@ def _figures(track: NamedTrack, finished: list[Record], known: Known) -> _Figure
     seconds = [max(record.timing.official_s, LEAST_S) for record in finished]
     by_metric = track.track.score.rank_by == "metric"
     prior = prior_of(track, known)
+    # Rows that are ranked by their score need not have been run in turn, and then an hour of the machine is
+    # part of every time: a spread over seeds would claim to tell rows apart that differ by nothing else.
+    times = log_estimate(seconds, calibration.log_s() if calibration else None, is_own)
     sample = sample_of(scores if by_metric else [math.log(s) for s in seconds], is_own)
     return _Figures(
         score=estimate(scores, calibration.metric() if calibration else None, is_own),
-        official_s=log_estimate(seconds, calibration.log_s() if calibration else None, is_own),
+        official_s=times if not by_metric else times._replace(half_width=None),
         sample=sample,
         mde=minimum_detectable(sample, prior),
         hashes=hashes,
@@ -218,10 +223,24 @@ def _measured(finished: list[Record], field: Callable[[Record], float | None]) -
 
 
 def _warnings(finished: list[Record], num_repeated: int) -> list[str]:
-    warnings = {warning for record in finished for warning in record.warnings}
+    warnings = _joined(warning for record in finished for warning in record.warnings)
     if num_repeated:
-        warnings.add(f"{num_repeated} run(s) repeated a seed; the first of each seed counts")
+        warnings.append(f"{num_repeated} run(s) repeated a seed; the first of each seed counts")
     return sorted(warnings)
+
+
+def _joined(warnings: Iterable[str]) -> list[str]:
+    """Each once; those that differ in their first number as one, with the least and the greatest."""
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for warning in warnings:
+        before, number, after = [*FIRST_NUMBER.split(warning, maxsplit=1), "", ""][:3]
+        alike[before, after].append(number)
+    joined = []
+    for (before, after), numbers in alike.items():
+        different = sorted(set(numbers), key=float) if all(numbers) else numbers[:1]
+        several = f"{different[0]} to {different[-1]}" if len(different) > 1 else different[0]
+        joined.append(f"{before}{several}{after}" + (f" ({len(numbers)} runs)" if len(different) > 1 else ""))
+    return joined
 
 
 def _machine(record: Record) -> str:

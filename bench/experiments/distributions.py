@@ -1,4 +1,4 @@
-"""Normal, chi-squared and Student's t: a comparison needs no numerical library."""
+"""Normal, chi-squared, Fisher's F and Student's t: a comparison needs no numerical library."""
 
 from __future__ import annotations
 
@@ -72,6 +72,13 @@ def t_cdf(t: float, dof: float) -> float:
         return 0.5 + math.copysign(0.5 * incomplete_beta(0.5, dof / 2.0, square / (dof + square)), t)
     tail = 0.5 * incomplete_beta(dof / 2.0, 0.5, dof / (dof + square))
     return 1.0 - tail if t > 0 else tail
+
+
+def f_tail(value: float, dof: float, other_dof: float) -> float:
+    """P(F >= value) of Fisher's F, the ratio of two variances on these degrees of freedom."""
+    if math.isinf(value):
+        return 0.0
+    return incomplete_beta(other_dof / 2.0, dof / 2.0, other_dof / (other_dof + dof * value))
 
 
 @cache

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bench.board.build import board_files, check_board, read_standings, render, write_board
 from bench.board.feed import feed
-from bench.board.listing import COLUMNS, listing
+from bench.board.listing import COLUMNS, SAID_ONCE, listing
 from bench.board.markdown import escape
 from bench.board.page import page
 from bench.board.standings import standings
@@ -69,11 +69,28 @@ def test_text_from_a_recipe_breaks_no_table(titles: list[str], warning: str, mac
         records.append(changed(record, "machine.facts.cpu_model", machine))
     text = render([TRACK], records)
     lines = table_lines(text)
-    assert [len(line) for line in lines] == [len(COLUMNS)] * len(titles)
+    num_columns = len(COLUMNS) - (len(SAID_ONCE) if len(titles) > 1 else 0)
+    assert [len(line) for line in lines] == [num_columns] * len(titles)
     assert len(text.splitlines()) == text.count("\n")
     assert text.count("\n## ") == 1
     plain = render([TRACK], [sample(recipe_name=f"x{i}", warnings=["w"])[0] for i in range(len(titles))])
     assert text.count("\n") == plain.count("\n")
+
+
+def test_what_all_rows_share_is_said_once() -> None:
+    one, other = sample()[0], sample(recipe_name="b")[0]
+    text = render([TRACK], [one, other])
+    assert "All rows: MFU n/a; kernels proved 1; machine Example CPU, 2 cores." in text
+    text = render([TRACK], [one, changed(other, "machine.facts.cpu_model", "Other")])
+    assert "All rows: MFU n/a; kernels proved 1.\n" in text
+    assert "All rows" not in render([TRACK], [one])
+
+
+def test_a_title_is_of_the_recipes_own_track() -> None:
+    record = changed(sample(recipe_name="x")[0], "identity.recipe_title", "x: a cell of a sweep")
+    assert "| **x** a cell of a sweep" in render([TRACK], [record])
+    elsewhere = changed(record, "identity.own_track", "big")
+    assert "| **x** at this track's scale (on big: a cell of a sweep)" in render([TRACK], [elsewhere])
 
 
 def test_rows_that_are_not_told_apart_share_a_rank() -> None:

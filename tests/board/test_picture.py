@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.board.picture import MOST_ROWS, fullest, picture
+from bench.board.picture import MOST_ROWS, _axis, _mark, fullest, picture
 from bench.board.standings import standings
 from bench.spec.track import load_tracks
 from tests.board.test_rows import runs
@@ -58,6 +58,23 @@ def test_a_row_far_off_is_an_arrow_and_the_others_keep_their_intervals() -> None
     ]
     assert len(widths) == 6
     assert min(widths) > 10
+
+
+def test_an_interval_that_goes_beyond_the_picture_ends_in_an_arrow() -> None:
+    records = [
+        record
+        for i in range(4)
+        for record in runs(*(2.0 + i / 100 + s / 500 for s in range(3)), recipe_name=f"r{i}")
+    ]
+    section = standings([TRACK], records)
+    (row, *_) = rows = section[0].tables[0].rows
+    axis = _axis([row.score for row in rows])
+    inside, reach = row.score, axis.high - axis.low
+    assert "→" not in _mark(row, inside, axis, 1.0)
+    drawn = _mark(row, inside._replace(half_width=3 * reach), axis, 1.0)
+    assert texts(f'<svg xmlns="{SVG[1:-1]}">{drawn}</svg>') == ["←", "→"]
+    numbers = [float(x) for x in re.findall(r"[MH]([0-9.]+)", drawn)]
+    assert all(axis.start_px <= x <= axis.end_px for x in numbers)
 
 
 def test_no_record_is_said() -> None:

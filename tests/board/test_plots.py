@@ -94,12 +94,12 @@ def test_a_waterfall_goes_from_the_best_change_to_the_worst() -> None:
         Change(name, Estimate(delta, 0.01, 3)) for name, delta in (("a", 0.1), ("b", -0.2), ("c", 0.0))
     ]
     root = drawn(waterfall("base", changes, 1.0, "val_bpb"))
-    assert [rect.get("class") for rect in root.findall("rect")] == ["good", "bad", "bad"]
+    assert [rect.get("class") for rect in root.findall("rect")] == ["good", "untold", "bad"]
     widths = [float(rect.get("width") or 0) for rect in root.findall("rect")]
     assert widths[0] == pytest.approx(2 * widths[2], rel=0.01)
     assert widths[1] == 0.0
     turned = drawn(waterfall("base", changes, -1.0, "core"))
-    assert [rect.get("class") for rect in turned.findall("rect")] == ["good", "bad", "bad"]
+    assert [rect.get("class") for rect in turned.findall("rect")] == ["good", "untold", "bad"]
     assert "a: +0.1000 ± 0.0100" in [title.text for title in turned.iter("title")]
 
 

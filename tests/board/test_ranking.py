@@ -15,6 +15,7 @@ from bench.board.ranking import (
     chance_less,
     difference,
     estimate,
+    has_own_spread,
     holm,
     log_estimate,
     minimum_detectable,
@@ -51,6 +52,31 @@ def test_a_calibration_moderates_the_variance() -> None:
     )
     # Without a calibration there is none to be part of.
     assert estimate(values, None, True) == estimate(values)
+
+
+def test_a_spread_that_no_calibration_allows_is_the_rows_own() -> None:
+    prior, wild, calm = Prior(sigma=0.01, dof=9), [2.157, 2.208, 2.472], [1.99, 2.0, 2.01]
+    assert has_own_spread(sample_of(wild), prior)
+    assert not has_own_spread(sample_of(calm), prior)
+    assert not has_own_spread(sample_of([5.0]), prior)
+    assert not has_own_spread(sample_of(wild), None)
+    assert estimate(wild, prior) == estimate(wild)
+    t, degrees = difference(sample_of(wild), sample_of(calm), prior)
+    calm_variance = (9 * 1e-4 + 2 * 1e-4) / 11
+    error = statistics.variance(wild) / 3 + calm_variance / 3
+    assert t == pytest.approx((statistics.fmean(wild) - 2.0) / math.sqrt(error))
+    assert degrees == pytest.approx(2.0, abs=0.05)  # nearly all of the doubt is the wild row's
+    assert places([wild, calm], prior) == [(1, 2), (1, 2)]
+
+
+def test_chance_alone_seldom_gives_a_row_its_own_spread() -> None:
+    """1 % of rows like the calibration's, which are drawn as well; 4,000 rows, three standard errors."""
+    rng, own = random.Random(5), 0
+    for _ in range(4000):
+        reference = [rng.gauss(0, 1) for _ in range(10)]
+        prior = Prior(statistics.stdev(reference), 9)
+        own += has_own_spread(sample_of([rng.gauss(0, 1) for _ in range(3)]), prior)
+    assert own / 4000 == pytest.approx(0.01, abs=3 * math.sqrt(0.01 * 0.99 / 4000))
 
 
 def test_three_seeds_separate_by_a_calibration_what_they_cannot_alone() -> None:

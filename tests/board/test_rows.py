@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.board.ranking import estimate
-from bench.board.rows import only_diverged, rows_of
+from bench.board.rows import FIRST_NUMBER, only_diverged, rows_of
 from bench.records.schema import Record
 from bench.spec.track import NamedTrack
 from tests.records.sample import quick_recipe, quick_track, sample
@@ -106,7 +106,36 @@ def test_time_is_the_geometric_mean() -> None:
     records = [sample(seed_index=i, train_s=s)[0] for i, s in enumerate((9.5, 19.5, 39.5))]
     [row] = rows_of(TRACK, records)
     assert row.official_s.mean == pytest.approx(20.0)
+    assert row.official_s.half_width is None  # not run in turn with other rows
+    score = msgspec.structs.replace(TRACK.track.score, rank_by="time_to_target")
+    [row] = rows_of(
+        msgspec.structs.replace(TRACK, track=msgspec.structs.replace(TRACK.track, score=score)), records
+    )
+    assert row.official_s.mean == pytest.approx(20.0)
     assert row.official_s.half_width == pytest.approx(20 * math.expm1(4.302653 * math.log(2) / math.sqrt(3)))
+
+
+def test_remarks_that_differ_in_a_number_are_one() -> None:
+    remarks = ["text repeated: 1.60 epochs", "text repeated: 12.5 epochs", "text repeated: 3 epochs"]
+    records = [
+        sample(seed_index=i, warnings=[remark, "bfloat16 products in float32", f"p{i} no number"])[0]
+        for i, remark in enumerate(remarks)
+    ]
+    [row] = rows_of(TRACK, records)
+    assert row.warnings == [
+        "bfloat16 products in float32",
+        *(f"p{i} no number" for i in range(3)),
+        "text repeated: 1.60 to 12.5 epochs (3 runs)",
+    ]
+
+
+@given(st.lists(st.lists(st.text(max_size=12), max_size=3), min_size=1, max_size=4))
+def test_no_remark_is_lost(warnings: list[list[str]]) -> None:
+    records = [sample(seed_index=i, warnings=remarks)[0] for i, remarks in enumerate(warnings)]
+    [row] = rows_of(TRACK, records)
+    told = " ".join(row.warnings)
+    for remark in {remark for remarks in warnings for remark in remarks}:
+        assert remark in told or FIRST_NUMBER.search(remark)
 
 
 def test_what_a_seed_lacks_the_row_lacks() -> None:

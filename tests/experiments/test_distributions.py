@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.experiments.distributions import incomplete_beta, normal_cdf, t_cdf, t_quantile
+from bench.experiments.distributions import f_tail, incomplete_beta, normal_cdf, t_cdf, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,18 @@ def test_many_degrees_are_the_normal() -> None:
     assert t_quantile(0.975, math.inf) == pytest.approx(1.959964, abs=1e-6)
     assert normal_cdf(-30.0) > 0.0
     assert (t_cdf(math.inf, 3), t_cdf(-math.inf, 3)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("f", "dof", "other"),  # Fisher's table at 1 %, as printed in any textbook
+    [(8.02, 2, 9), (98.50, 1, 2), (6.99, 3, 9), (4.85, 10, 10), (99.00, 2, 2)],
+)
+def test_fishers_table(f: float, dof: float, other: float) -> None:
+    assert f_tail(f, dof, other) == pytest.approx(0.01, rel=2e-3)
+
+
+@given(st.floats(0.01, 30), st.floats(1, 50))
+def test_a_squared_t_is_an_f(t: float, dof: float) -> None:
+    assert f_tail(t * t, 1.0, dof) == pytest.approx(2.0 * t_cdf(-t, dof), rel=1e-6, abs=1e-12)
+    assert f_tail(0.0, 3.0, dof) == 1.0
+    assert f_tail(math.inf, 3.0, dof) == 0.0
