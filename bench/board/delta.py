@@ -26,10 +26,11 @@ def base_of(row: Row, table: Table, section: Section) -> Row | None:
 
 
 def short_of(row: Row, base: Row | None, track: NamedTrack) -> str:
-    """The canonical short name, at the track's scale where two rows are compared."""
+    """The canonical short name, at the track's scale, as the base or the defaults are."""
+    recipe = _recipe(row, track)
     if base is None:
-        return row.short
-    recipe, other = _recipe(row, track), _recipe(base, track)
+        return short_name(recipe, on_track(Recipe(), track.track, row.recipe))
+    other = _recipe(base, track)
     return "the same method" if not differences(other, recipe) else short_name(recipe, other)
 
 

@@ -20,7 +20,7 @@ MOST_ROWS = 10
 WIDTH, MARGIN, TOP, ROW_PX, FOOT = 960, 28, 112, 44, 62
 RANK, NAME, PLOT, SCORE, TIME, STATE = 64, 84, (404, 640), 736, 832, 852  # right or left edges, in pixels
 NAME_CHARACTERS, CHANGE_CHARACTERS = 34, 44
-REACH = 3.0  # a row further off than this many times three quarters of the others stands at the edge
+REACH = 3.0  # a row further off, or wider, than this many times three quarters of the others ends at the edge
 STYLE = """
 svg{--page:#fcfcfa;--ink:#1d2126;--quiet:#5f6872;--rule:#e3e5e4;--accent:#0b6e75;--bad:#b4532a}
 @media (prefers-color-scheme:dark){
@@ -76,27 +76,32 @@ def fullest(sections: Sequence[Section]) -> Fullest | None:
 
 
 def _axis(figures: Sequence[Estimate]) -> Axis:
-    """Over all intervals but those of outliers, next to which all others would be one point."""
+    """Over all intervals but those of outliers, far off or wide, next to which all others would be points."""
     means = sorted(figure.mean for figure in figures)
     middle = means[len(means) // 2]
     distances = sorted(abs(mean - middle) for mean in means)
     most = REACH * distances[(3 * len(distances) - 1) // 4] or distances[-1]
-    near = [figure for figure in figures if abs(figure.mean - middle) <= most]
+    widths = sorted(figure.half_width or 0.0 for figure in figures)
+    widest = REACH * widths[(3 * len(widths) - 1) // 4] or widths[-1]
+    near = [
+        figure
+        for figure in figures
+        if abs(figure.mean - middle) <= most and (figure.half_width or 0.0) <= widest
+    ]
     return spanning([end for figure in near for end in _ends(figure)], *map(float, PLOT))
 
 
 def _mark(row: Row, figure: Estimate, axis: Axis, middle: float) -> str:
-    """The row's point with its interval; an arrow at the edge that either goes beyond."""
-    if not axis.low <= figure.mean <= axis.high:
-        is_left = figure.mean < axis.low
-        return _text(axis.at(figure.mean), middle + 5, "" if is_left else "end", "←" if is_left else "→")
+    """What is in view of the row's point and interval; an arrow at each edge that either goes beyond."""
     ends = _ends(figure)
     low, high = (axis.at(min(max(end, axis.low), axis.high)) for end in ends)
-    interval = f'<path class="err" d="M{low:.1f} {middle:g}H{high:.1f}"/>' if high > low else ""
-    interval += _text(low, middle + 5, "", "←") if ends[0] < axis.low else ""
-    interval += _text(high, middle + 5, "end", "→") if ends[1] > axis.high else ""
-    kind = "dot" if is_ranked(row) else "open"
-    return f'{interval}<circle class="{kind}" cx="{axis.at(figure.mean):.1f}" cy="{middle:g}" r="5"/>'
+    parts = [f'<path class="err" d="M{low:.1f} {middle:g}H{high:.1f}"/>'] if high > low else []
+    parts += [_text(low, middle + 5, "", "←")] if ends[0] < axis.low else []
+    parts += [_text(high, middle + 5, "end", "→")] if ends[1] > axis.high else []
+    if axis.low <= figure.mean <= axis.high:
+        kind = "dot" if is_ranked(row) else "open"
+        parts.append(f'<circle class="{kind}" cx="{axis.at(figure.mean):.1f}" cy="{middle:g}" r="5"/>')
+    return "".join(parts)
 
 
 def _ends(figure: Estimate) -> tuple[float, float]:

@@ -237,6 +237,7 @@ LABELS = {
     "optimizer.muon.qk_clip": "MuonClip",
     "optimizer.muon.normuon_beta2": "NorMuon",
     "optimizer.muon.weight_decay": "WD",
+    "optimizer.muon.momentum_warmup_steps": "momentum warmup",
     "schedule.warmup_steps": "warmup",
     "schedule.warmdown_ratio": "warmdown",
     "schedule.warmdown_shape": "warmdown",
