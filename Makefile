@@ -93,7 +93,7 @@ compare: $(STAMP) ## what the records tell of two recipes: A= B= [TRACK= ARGS=--
 gate: $(STAMP) ## decide on a candidate by its records: A=baseline B=candidate [TRACK= ARGS=]
 	@$(BENCH) gate "$${B:?name the candidate: B=}" --baseline "$${A:?name the baseline: A=}" $${TRACK:+--track "$$TRACK"} $$ARGS
 
-arch: $(STAMP) ## shapes of a given size, by their split [ARGS=--params 38M --balanced]
+arch: $(STAMP) ## shapes of a given size, by their split [ARGS="--params 38M --balanced"]
 	@$(BENCH) arch $${ARGS:---params 38M --balanced}
 
 replay: $(STAMP) ## execute drawn segments of a recorded run again: RECORD= [ARGS=]

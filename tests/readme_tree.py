@@ -1,10 +1,14 @@
-"""The README's list of modules, from their docstrings: `python -m tests.readme_tree` writes it anew."""
+"""What READMEs list, from the files listed: `python -m tests.readme_tree` writes modules and recipes anew."""
 
 from __future__ import annotations
 
 import ast
 import re
 from pathlib import Path
+
+from bench.board.markdown import escape, table
+from bench.spec.submission import load
+from bench.spec.toml import read_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 # Folder, what it is; in the order of the flow. The properties of ops are one file an op, as the folder says.
@@ -58,5 +62,26 @@ def with_tree(readme: str) -> str:
     return before + START + tree() + END + after
 
 
+RECIPES_HEAD = """# Recipes
+
+A recipe stands on its base and says what is otherwise: `make diff A= B=` shows the difference, `make plan SUB=`
+what it would do. [sweeps/](sweeps/) holds experiments that make recipes. [CONTRIBUTING.md](../CONTRIBUTING.md) says
+how to add one.
+
+"""
+
+
+def recipes() -> str:
+    """submissions/README.md: a line a recipe."""
+    lines = []
+    for path in sorted((ROOT / "submissions").glob("*.toml")):
+        recipe, base = load(path, path.parent).recipe, read_toml(path).get("base", "")
+        title = recipe.title.removeprefix(f"{path.stem}: ")
+        lines.append([f"[{path.stem}]({path.name})", escape(title), str(base), recipe.track])
+    columns = [(name, "left") for name in ("recipe", "what it is", "stands on", "its own track")]
+    return f"{RECIPES_HEAD}{table(columns, lines)}\n"
+
+
 if __name__ == "__main__":
+    (ROOT / "submissions" / "README.md").write_text(recipes(), "utf-8")
     (ROOT / "README.md").write_text(with_tree((ROOT / "README.md").read_text(encoding="utf-8")), "utf-8")

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.conftest import NetworkUsed, is_local
-from tests.readme_tree import FOLDERS, with_tree
+from tests.readme_tree import FOLDERS, recipes, with_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -202,3 +202,15 @@ def test_the_readme_lists_every_module_as_it_describes_itself() -> None:
     assert readme == with_tree(readme), "`python -m tests.readme_tree` writes the list anew"
     shipped = {path.parent for name in ("bench", "kernels", "model") for path in (ROOT / name).rglob("*.py")}
     assert {ROOT / folder for folder, _ in FOLDERS} == shipped
+
+
+def test_what_the_list_of_recipes_says_is_so() -> None:
+    """A new recipe need not be listed at once: who adds one changes that file and its records alone."""
+
+    def rows(text: str) -> set[tuple[str, ...]]:
+        cells = (line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ["))
+        return {tuple(cell.strip() for cell in row) for row in cells}
+
+    listed = rows((ROOT / "submissions" / "README.md").read_text(encoding="utf-8"))
+    assert len(listed) > 70
+    assert listed <= rows(recipes())
