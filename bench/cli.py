@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.commands import core, data, device, experiments, horizon, host, kernels, mirror, recipes, records
-from bench.errors import BenchError, Interrupted, RecipeError
+from bench.errors import BenchError, DataError, Interrupted, RecipeError
 from kernels.choices import IMPLEMENTATIONS
 
+FAULT = 1  # the exit code of what no error of ours names
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser().parse_args([word for word in words if word != "--debug"])
         options.root, options.environment = ROOT, os.environ
         code = int(options.command(options) or 0)
-        sys.stdout.flush()  # here and not at exit, where Python reports a broken pipe itself
+        if sys.stdout is not None:  # closed by the caller: `>&-`
+            sys.stdout.flush()  # here and not at exit, where Python reports a broken pipe itself
         return code
     except BenchError as error:
         return report(error, debug)
@@ -48,6 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # of a file that no command expected to fail, or of standard output itself
+        where = f"{error.filename}: " if error.filename else ""
+        return report(DataError(f"{where}{error.strerror or error}", "`--debug` shows where"), debug)
+    except Exception as error:
+        first = (str(error).strip() or "no message").splitlines()[0][:300]
+        print(f"error: a fault of bench itself: {type(error).__name__}: {first}", file=sys.stderr)
+        print("hint: `--debug` shows where; please report it", file=sys.stderr)
+        if debug:
+            raise
+        return FAULT
 
 
 def report(error: BenchError, debug: bool) -> int:

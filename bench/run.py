@@ -228,7 +228,9 @@ class _Conductor:
     def _restore(self, trainer: Trainer) -> tuple[int, str] | None:
         """Put the newest checkpoint back; where the event log then stands, or None without a checkpoint."""
         with self.ledger.span("checkpoint"):
-            found = checkpoint.newest_whole(self.folder, self.plan.sha256, self.seed)
+            found = checkpoint.newest_whole(
+                self.folder, self.plan.sha256, self.seed, self.prepared.text_sha256
+            )
             step = -1 if found is None else found[0].step
             if self.ranks.agreed(step) != step:
                 raise DataError(

@@ -198,7 +198,14 @@ class TrainingRun:
     ) -> checkpoint.Saved | None:
         """The checkpoint of this step, to which every rank gives its share; None where another writes it."""
         self.log.sync()
-        state = self.progress.state(self.plan.sha256, self.seed, self.log, self.ledger, self.dispatches())
+        state = self.progress.state(
+            self.plan.sha256,
+            self.seed,
+            self.prepared.text_sha256,
+            self.log,
+            self.ledger,
+            self.dispatches(),
+        )
         return checkpoint.save(folder, trainer, state, tokenizer, keep, writes=self.ranks.is_first)
 
     def dispatches(self) -> dict[str, int]:

@@ -64,9 +64,9 @@ def with_tree(readme: str) -> str:
 
 RECIPES_HEAD = """# Recipes
 
-A recipe stands on its base and says what is otherwise: `make diff A= B=` shows the difference, `make plan SUB=`
-what it would do. [sweeps/](sweeps/) holds experiments that make recipes. [CONTRIBUTING.md](../CONTRIBUTING.md) says
-how to add one.
+A recipe stands on its base and says what is otherwise: `make diff A= B=` shows the difference,
+`make plan SUB=` what it would do. [sweeps/](sweeps/) holds experiments that make recipes.
+[CONTRIBUTING.md](../CONTRIBUTING.md) says how to add one.
 
 """
 

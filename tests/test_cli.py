@@ -98,6 +98,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ["sweep", "submissions/sweeps/nope.toml"],
         ["core", "folder", "--max-per-task", "0"],
         ["core", "folder", "--squad", "mine"],
+        ["data", "fetch", "../x"],
+        ["data", "fetch", "stdlib"],
     ],
 )
 def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +136,7 @@ def test_every_problem_is_printed(tmp_path: Path) -> None:
         "  model.depht: no such field; did you mean 'depth'?",
         "  model.head_dim = 7: expected int >= 8 (width of a head)",
         "  batch.tokens = -1: expected int >= 1; allowed: 'auto' (tokens a step)",
-        "hint: CONTRIBUTING.md lists the fields",
+        "hint: the tables of bench/spec/ say what each field is, its unit and its range",
         "",
     ]
 

@@ -115,7 +115,6 @@ def gpu_check(
 
 def _writer(path: Path) -> Callable[[msgspec.Struct], None]:
     def write(value: msgspec.Struct) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2)
         write_atomic(path, text + b"\n")
 

@@ -20,10 +20,10 @@ def core(options: argparse.Namespace) -> None:
 
     space, console = workspace(options), Console(quiet=options.json)
     facts = detect(options.device, environment=options.environment)
-    bundle = open_bundle(options.bundle) if options.bundle else fetch_bundle(space.data)
     device = open_device(facts.device_kind)
     configure(device, cpu_cores=facts.cpu_cores, environment=options.environment)
-    loaded = load_checkpoint(options.checkpoint, device)
+    loaded = load_checkpoint(options.checkpoint, device)  # before the bundle, which may have to be downloaded
+    bundle = open_bundle(options.bundle) if options.bundle else fetch_bundle(space.data)
     console.line(
         f"step {loaded.step} on {facts.device_name}: CORE, {len(bundle.manifest.files)} files verified"
     )

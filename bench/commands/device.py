@@ -43,6 +43,11 @@ def launch(options: argparse.Namespace) -> int:
     options.environment["GROUP_WORLD_SIZE"] = str(options.nodes)  # as torchrun tells its processes
     found = planned(options, own_by_default=False)
     if found.plan.world_size == 1:
+        if options.nodes > 1 or options.node_rank or options.rendezvous:
+            raise PlanRefused(
+                f"{found.track.name} is a track of one device: there is nothing to deal to machines",
+                "leave --nodes, --node-rank and --rendezvous out",
+            )
         return _conduct(options, found, ledger)
     if found.plan.refusals:
         raise PlanRefused(found.plan.refusals[0], "`bench plan` shows the numbers")

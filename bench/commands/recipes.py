@@ -34,12 +34,14 @@ def check(options: argparse.Namespace) -> int:
     """`bench check`."""
     from bench.spec.claim import require_claim
     from bench.spec.submission import load, short_name
+    from bench.spec.track import load_track
 
     failures = []
     submissions = options.root / "submissions"
     for path in options.recipes or sorted(submissions.glob("*.toml"), key=lambda path: path.stem):
         try:
             submission = load(path, submissions)
+            load_track(submission.recipe.track, options.root / "leaderboard" / "tracks")
             require_claim(submission, submissions)
         except RecipeError as error:
             failures.append(error)
@@ -85,7 +87,7 @@ def diff(options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> None:
-    """`bench plan`."""
+    """`bench plan`; refusals are shown, and are no fault: plans are made for machines that are elsewhere."""
     from bench.spec.plan_table import plan_table
 
     made = planned(options, own_by_default=True).plan

@@ -21,13 +21,13 @@ def pin_dataset(name: str, endpoint: str, token: str | None) -> None:
 
 def fetch_dataset(name: str, num_shards: int, data_folder: Path, endpoint: str, token: str | None) -> None:
     """Fetch the first shards and the validation shard, verified."""
-    manifest = load_manifest(pinned_path(name))
+    manifest = load_manifest(pinned_path(load_source(name).name))
     entries = manifest.first_shards(num_shards)
     paths = fetch(manifest, entries, data_folder / "shards" / name, endpoint=endpoint, token=token)
     print(f"{len(paths)} files of {name} are whole in {data_folder / 'shards' / name}")
 
 
-def prepare_dataset(name: str, num_shards: int, vocab_size: int, data_folder: Path) -> None:
+def prepare_dataset(name: str, num_shards: int, vocab_size: int, data_folder: Path, workers: int) -> None:
     """Train the tokenizer and write the tokens a run will read."""
     _, prepared = prepared_text(
         name,
@@ -36,6 +36,7 @@ def prepare_dataset(name: str, num_shards: int, vocab_size: int, data_folder: Pa
         validation_bytes=DEFAULT_VALIDATION_BYTES,
         tokenizer_chars=TOKENIZER_CHARS,
         shards=num_shards,
+        workers=workers,
         on_part=lambda done, total: print(f"shard {done} of {total}"),
     )
     facts = prepared.facts

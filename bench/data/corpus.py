@@ -162,7 +162,11 @@ def _fingerprint(name: str, validation_bytes: int, root: Path, names: tuple[str,
         try:
             stat = os.stat(root / relative)
         except OSError as error:
-            raise DataError(f"missing: {root / relative}", f"python -m bench data fetch {name}") from error
+            shards = max(len(names) - 1, 1)
+            raise DataError(
+                f"missing: {root / relative}",
+                f"bench data fetch {name} --shards {shards}, into the same --data",
+            ) from error
         key.update(f"{relative}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
     return key.hexdigest()
 
@@ -229,5 +233,5 @@ def _check_manifest(corpus: Corpus, manifest: Manifest) -> None:
         if file.sha256 != pinned[file.name]:
             raise DataError(
                 f"{file.name}: SHA-256 {file.sha256[:16]}... is not the manifest's",
-                f"python -m bench data fetch {manifest.name}",
+                f"remove it, then: bench data fetch {manifest.name} --shards {len(corpus.files) - 1}",
             )

@@ -93,7 +93,7 @@ def pinned_path(name: str) -> Path:
 
 def load_manifest(path: Path) -> Manifest:
     """Reads a pinned manifest; DataError where it is absent or malformed."""
-    hint = f"python -m bench data pin {path.stem}"
+    hint = f"bench data pin {path.stem}: once, with a network"
     try:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError as error:

@@ -93,6 +93,12 @@ class Prepared:
         return self.facts.bos_id
 
     @property
+    def text_sha256(self) -> str:
+        """Hash of the corpus and its tokenizer together: the same tokens have the same."""
+        both = f"{self.facts.corpus_sha256}/{self.facts.tokenizer_sha256}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    @property
     def tokenizer_path(self) -> Path:
         """The tokenizer's file, kept with the tokens that it made."""
         return self.folder / "tokenizer.json"

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from bench.errors import VerificationFailed
+from kernels.sliding_window_attention import BLOCK
 from model.gpt import GPT
 
-# Positions of the probe's rows; enough for windows, cheap on a CPU.
+# Positions whose losses are compared with the logits', and logits that are held at once.
 PROBE_TOKENS = 64
 PROBE_ROWS = 2
 # A batch-invariant GEMM would give equality; a change that leaks a token moves logits by far more than this.
@@ -45,37 +46,59 @@ def probe(model: GPT, device: torch.device, seed: int) -> Probes:
         VerificationFailed: a later token changes an earlier logit, probabilities do not sum to 1, or the loss
             is not that of the model's own logits.
     """
-    vocab = model.config.vocab_size
-    T = min(PROBE_TOKENS, model.config.sequence_length)
+    vocab, T = model.config.vocab_size, probed_tokens(model)
     generator = torch.Generator().manual_seed(seed)
     tokens_BT = torch.randint(vocab, (PROBE_ROWS, T), generator=generator)
-    flip = int(torch.randint(1, T, (1,), generator=generator))
-    changed_BT = tokens_BT.clone()
-    changed_BT[:, flip:] = (changed_BT[:, flip:] + 1 + flip) % vocab
-    logits_BTV = _logits(model, tokens_BT, device)
-    later_BTV = _logits(model, changed_BT, device)
-    log_probabilities_BTV = logits_BTV.double().log_softmax(-1)
+    drawn = int(torch.randint(1, T, (1,), generator=generator))
+    hidden_BTD = model(tokens_BT.to(device))
+    change, at, any_later_change = 0.0, drawn, False
+    for flip in sorted({drawn, T - 1, *(place for place in (BLOCK - 1, BLOCK, BLOCK + 1) if place < T)}):
+        changed_BT = tokens_BT.clone()
+        changed_BT[:, flip:] = (changed_BT[:, flip:] + 1 + flip) % vocab
+        later_BTD = model(changed_BT.to(device))
+        found = _largest_change(model, hidden_BTD[:, :flip], later_BTD[:, :flip])
+        if not found <= change:
+            change, at = found, flip
+        any_later_change |= bool((hidden_BTD[:, flip:] != later_BTD[:, flip:]).any())
+    few = slice(min(PROBE_TOKENS, T))
+    log_probabilities_BTV = model.logits(hidden_BTD[:, few]).cpu().double().log_softmax(-1)
     result = Probes(
-        causality_max_change=float((logits_BTV[:, :flip] - later_BTV[:, :flip]).abs().max()),
+        causality_max_change=change,
         normalisation_max_error=float(log_probabilities_BTV.exp().sum(-1).sub(1.0).abs().max()),
-        loss_max_error=_loss_error(model, tokens_BT, log_probabilities_BTV, device),
+        loss_max_error=_loss_error(model, hidden_BTD[:, few], tokens_BT[:, few], log_probabilities_BTV),
         weights_sha256=weights_sha256(model),
     )
-    _check(result, flip, bool((logits_BTV[:, flip:] != later_BTV[:, flip:]).any()))
+    _check(result, at, any_later_change)
     return result
 
 
-def _logits(model: GPT, tokens_BT: Tensor, device: torch.device) -> Tensor:
-    return model.logits(model(tokens_BT.to(device))).float().cpu()
+def probed_tokens(model: GPT) -> int:
+    """Tokens of a probe's row: over a short window and the blocks at both of its ends, where there is one."""
+    length = model.config.sequence_length
+    short = max((window for window in model.config.window_sizes if window < length), default=0)
+    return min(length, short + 2 * BLOCK + 2)
 
 
-def _loss_error(model: GPT, tokens_BT: Tensor, log_probabilities_BTV: Tensor, device: torch.device) -> float:
+def _largest_change(model: GPT, before_BTD: Tensor, after_BTD: Tensor) -> float:
+    """The largest difference of any logit; those of equal hidden states are equal, and not computed."""
+    differs_BT = (before_BTD != after_BTD).any(-1)
+    before_ND, after_ND = before_BTD[differs_BT], after_BTD[differs_BT]
+    largest = 0.0
+    for start in range(0, len(before_ND), PROBE_TOKENS):
+        few = slice(start, start + PROBE_TOKENS)
+        change = float((model.logits(before_ND[few]) - model.logits(after_ND[few])).abs().max())
+        if not change <= largest:  # NaN, too
+            largest = change
+    return largest
+
+
+def _loss_error(model: GPT, hidden_BTD: Tensor, tokens_BT: Tensor, log_probabilities_BTV: Tensor) -> float:
     """Largest difference between the loss the run is scored by and -log p of the logits."""
     targets_BT = tokens_BT.roll(-1, dims=1)
     scored_N = model.kernels.linear_cross_entropy(
-        model(tokens_BT.to(device)).flatten(0, 1),
+        hidden_BTD.flatten(0, 1),
         model.head_weight(),
-        targets_BT.flatten().to(device),
+        targets_BT.flatten().to(hidden_BTD.device),
         softcap=model.config.softcap,
         reduction="none",
     )

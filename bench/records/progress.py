@@ -46,7 +46,13 @@ class RunProgress:
         return dict(Counter(self.carried_dispatches) + Counter(of_this_process))
 
     def state(
-        self, plan_sha256: str, seed: int, log: EventLog, ledger: Ledger, dispatches: dict[str, int]
+        self,
+        plan_sha256: str,
+        seed: int,
+        text_sha256: str,
+        log: EventLog,
+        ledger: Ledger,
+        dispatches: dict[str, int],
     ) -> RunState:
         """What a checkpoint made now has to say of the run."""
         spent_s = {name: ledger.running_total(name) + self.carried_s.get(name, 0.0) for name in CARRIED}
@@ -54,6 +60,7 @@ class RunProgress:
             step=self.step,
             plan_sha256=plan_sha256,
             seed=seed,
+            text_sha256=text_sha256,
             events_bytes=log.num_bytes,
             events_tip=log.tip,
             seconds=spent_s,

@@ -10,6 +10,7 @@ from msgspec import Meta
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=1e6)]
+Strength = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Beta = Annotated[float, Meta(ge=0.0, lt=1.0)]
 Count = Annotated[int, Meta(ge=1, le=10**15)]
 # \Z and not $, which lets a newline follow.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from bench.spec.fields import NonNegative, Positive, Table
+from bench.spec.fields import NonNegative, Positive, Strength, Table
 
 
 class Bigram(Table, frozen=True, kw_only=True):
@@ -23,7 +23,9 @@ class Bigram(Table, frozen=True, kw_only=True):
         int,
         Meta(ge=1, le=8, description="look-ups a pair, each with a hash and a table of its own, summed"),
     ] = 1
-    lambda_init: Annotated[float, Meta(description="initial strength, a layer; the table starts at 0")] = 0.05
+    lambda_init: Annotated[Strength, Meta(description="initial strength, a layer; the table starts at 0")] = (
+        0.05
+    )
     mask_bos: Annotated[
         bool, Meta(description="no pair across the start of a document (pull 747 has them)")
     ] = False
@@ -112,14 +114,16 @@ class Model(Table, frozen=True, kw_only=True):
         NonNegative, Meta(description="initial gate weights are uniform in [0, this]")
     ] = 0.02
     smear_gate_init: Annotated[NonNegative, Meta(description="initial smear gate weights, likewise")] = 0.02
-    smear_lambda: Annotated[float, Meta(description="initial smear strength")] = 0.0
+    smear_lambda: Annotated[Strength, Meta(description="initial smear strength")] = 0.0
     value_residual_lambda: Annotated[
-        float, Meta(description="initial share of the first layer's values, as in both sources")
+        Strength, Meta(description="initial share of the first layer's values, as in both sources")
     ] = 0.5
-    backout_lambda: Annotated[float, Meta(description="initial backout strength")] = 0.2
-    resid_lambda_first: Annotated[float, Meta(description="initial residual scale of the first layer")] = 1.15
-    resid_lambda_last: Annotated[float, Meta(description="... and of the last")] = 1.05
+    backout_lambda: Annotated[Strength, Meta(description="initial backout strength")] = 0.2
+    resid_lambda_first: Annotated[Strength, Meta(description="initial residual scale of the first layer")] = (
+        1.15
+    )
+    resid_lambda_last: Annotated[Strength, Meta(description="... and of the last")] = 1.05
     x0_lambda_first: Annotated[
-        float, Meta(description="initial share of the embedding added at the first layer")
+        Strength, Meta(description="initial share of the embedding added at the first layer")
     ] = 0.20
-    x0_lambda_last: Annotated[float, Meta(description="... and at the last")] = 0.05
+    x0_lambda_last: Annotated[Strength, Meta(description="... and at the last")] = 0.05

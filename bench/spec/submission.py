@@ -95,7 +95,7 @@ def contradictions(recipe: Recipe) -> list[str]:
     problems += _without_masters(recipe)
     if model.value_residual and model.depth == 1:
         problems.append("model.value_residual: one layer has no later one")
-    for field in ("ve_gate_channels", "smear_channels"):
+    for field in ("ve_gate_channels", "smear_channels", "attention_gate_channels"):
         if getattr(model, field) > width:
             problems.append(f"model.{field} = {getattr(model, field)}: more than the width, {width}")
     return problems

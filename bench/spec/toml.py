@@ -14,6 +14,7 @@ import tomli
 
 from bench.errors import RecipeError
 
+FIELDS_HINT = "the tables of bench/spec/ say what each field is, its unit and its range"
 MAX_FILE_BYTES = 64 * 1024  # the largest honest recipe is 4 KB; a bomb is refused before it is parsed
 MAX_DEPTH = 8  # the deepest honest table, optimizer.adamw.GROUP.field, is at 4
 MAX_PROBLEMS = 50  # listed of one file
@@ -59,6 +60,8 @@ def parse_toml(data: bytes, source: str) -> dict[str, Any]:
         raise RecipeError(f"{source}: not TOML: {what}", "https://toml.io shows the syntax") from error
     if _is_deeper(tables, MAX_DEPTH):
         raise too_deep
+    if _has_huge_number(tables):
+        raise RecipeError(f"{source}: a whole number of more than 64 bits", "TOML has none larger")
     return tables
 
 
@@ -69,6 +72,13 @@ def _is_deeper(tables: dict[str, Any], depth: int) -> bool:
         inside = (list(value.values()) if isinstance(value, dict) else value for value in level)
         level = [one for values in inside for one in values if isinstance(one, dict | list)]
     return bool(level)
+
+
+def _has_huge_number(value: Any) -> bool:
+    """Whether a whole number is beyond TOML's 64 bits; tomli reads it, and printing 5,000 digits fails."""
+    if isinstance(value, dict | list):
+        return any(map(_has_huge_number, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def nearest_file_hint(path: Path) -> str:
@@ -119,7 +129,11 @@ def problem_error(source: str, problems: list[str]) -> RecipeError:
     shown = problems[:MAX_PROBLEMS]
     if len(problems) > MAX_PROBLEMS:
         shown.append(f"... and {len(problems) - MAX_PROBLEMS} more")
-    return RecipeError(f"{source}: {count}", "CONTRIBUTING.md lists the fields", problems=tuple(shown))
+    return RecipeError(
+        f"{source}: {count}",
+        FIELDS_HINT,
+        problems=tuple(shown),
+    )
 
 
 def faults(data: dict[str, Any], kind: type[msgspec.Struct], path: str) -> list[str]:

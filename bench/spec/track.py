@@ -15,12 +15,14 @@ from bench.spec.recipe import DESCRIPTIVE, Horizon, Recipe
 from bench.spec.submission import contradictions
 from bench.spec.toml import check_name, decode, faults, merge, nearest_file_hint, parse_toml, problem_error
 
+DOCUMENTS_METRIC = "bpb-documents-v1"  # every byte of an explicit list of documents
+
 
 class Score(Table, frozen=True, kw_only=True):
     """[score]: what ranks: the metric itself, or the time of the runs that reach its `target` (0: none)."""
 
     metric: Literal["val_bpb", "core"] = "val_bpb"
-    metric_id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,40}\Z")] = "bpb-documents-v1"
+    metric_id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,40}\Z")] = DOCUMENTS_METRIC
     better: Literal["lower", "higher"] = "lower"
     rank_by: Literal["metric", "time_to_target"] = "metric"
     target: NonNegative = 0.0
@@ -135,6 +137,8 @@ def _incoherences(track: Track) -> list[str]:
         )
     if score.rank_by == "time_to_target" and not score.target:
         problems.append("score.target: missing, runs are ranked by the time to it")
+    if score.metric == "val_bpb" and score.metric_id != DOCUMENTS_METRIC:
+        problems.append(f"score.metric_id = {score.metric_id}: val_bpb is measured as {DOCUMENTS_METRIC}")
     return problems
 
 

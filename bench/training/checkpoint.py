@@ -40,6 +40,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     num_resumes: int
     dispatches: dict[str, int] = {}
     tensors_sha256: str = ""
+    text_sha256: str = ""  # of the prepared tokens
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,11 +141,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def newest_whole(folder: Path, plan_sha256: str, seed: int) -> tuple[RunState, dict[str, Tensor]] | None:
+def newest_whole(
+    folder: Path, plan_sha256: str, seed: int, text_sha256: str = ""
+) -> tuple[RunState, dict[str, Tensor]] | None:
     """The newest checkpoint that is complete, or None.
 
     Raises:
-        DataError: it is of another plan or seed.
+        DataError: it is of another plan, seed or text.
     """
     for path in reversed(checkpoints(folder)):
         state = whole_state(path)
@@ -153,6 +156,11 @@ def newest_whole(folder: Path, plan_sha256: str, seed: int) -> tuple[RunState, d
         if (state.plan_sha256, state.seed) != (plan_sha256, seed):
             raise DataError(
                 f"{path} is of another plan or seed", "remove the folder, or run without --resume"
+            )
+        if state.text_sha256 != text_sha256:
+            raise DataError(
+                f"{path} was trained on another text, or tokens of another tokenizer",
+                "bring the data folder back as it was, or run without --resume",
             )
         return state, load_file(path / TENSORS_FILE)
     return None

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 
 from bench.errors import VerificationFailed
-from bench.evaluation.probes import check_frozen, probe, weights_sha256
+from bench.evaluation.probes import check_frozen, probe, probed_tokens, weights_sha256
+from kernels.sliding_window_attention import BLOCK
+from model.config import ModelConfig
 from model.gpt import GPT
 from model.initial import build
 from tests.model.configs import CPU, FUSED, VARIANTS, scrambled
@@ -42,9 +45,13 @@ class Cheat(GPT):
         return self.change(super().forward(tokens_BT), tokens_BT)
 
 
-def cheat(change: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype = torch.float32) -> GPT:
+def cheat(
+    change: Callable[[Tensor, Tensor], Tensor],
+    dtype: torch.dtype = torch.float32,
+    config: ModelConfig = VARIANTS["run6"],
+) -> GPT:
     """A model whose hidden states go through `change`."""
-    model = scrambled(VARIANTS["run6"], dtype)
+    model = scrambled(config, dtype)
     model.__class__ = Cheat
     model.change = change  # type: ignore[assignment]
     return model
@@ -68,6 +75,34 @@ def test_a_model_that_sees_its_target_fails(
 ) -> None:
     with pytest.raises(VerificationFailed, match="not causal"):
         probe(cheat(change, dtype), CPU, seed)
+
+
+LONG = msgspec.structs.replace(
+    VARIANTS["run6"], sequence_length=600, window_sizes=(150, *VARIANTS["run6"].window_sizes[1:-1], 600)
+)
+
+
+@pytest.mark.parametrize("first", [BLOCK - 1, BLOCK, 200, 400])
+def test_a_leak_far_into_a_row_is_found(first: int) -> None:
+    """Each of these positions is within the probe, which goes over a short window and two blocks."""
+
+    def peek_late(hidden: Tensor, tokens: Tensor) -> Tensor:
+        later = torch.arange(hidden.shape[1]) >= first
+        return torch.where(later[:, None], hidden + 0.05 * hidden.roll(-1, dims=1), hidden)
+
+    assert first + 1 < probed_tokens(scrambled(LONG)) < LONG.sequence_length
+    with pytest.raises(VerificationFailed, match="not causal"):
+        probe(cheat(peek_late, config=LONG), CPU, 0)
+
+
+def test_a_block_that_sees_the_next_one_fails() -> None:
+    def over_the_border(hidden: Tensor, tokens: Tensor) -> Tensor:
+        changed = hidden.clone()
+        changed[:, BLOCK - 1] += 0.05 * hidden[:, BLOCK]
+        return changed
+
+    with pytest.raises(VerificationFailed, match=f"tokens from {BLOCK} on"):
+        probe(cheat(over_the_border, config=LONG), CPU, 0)
 
 
 def test_an_attention_without_its_mask_fails() -> None:

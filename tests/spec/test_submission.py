@@ -191,6 +191,10 @@ def test_the_file_itself_must_have_a_name(tmp_path: Path, name: str) -> None:
             "[model]\ndepth = 1\naspect_ratio = 8\nhead_dim = 16",
             "model.smear_channels = 24: more than the width, 16",
         ),
+        (
+            "[model]\nattention_gate_channels = 1000",
+            "model.attention_gate_channels = 1000: more than the width, 768",
+        ),
     ],
 )
 def test_contradictions_are_refused(toml: str, told: str) -> None:

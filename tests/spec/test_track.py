@@ -125,6 +125,11 @@ def test_every_fault_of_a_track_is_told_at_once() -> None:
             "hardware.device_count = 2: the class is 1xH100",
         ),
         ('rank_by = "metric"', 'rank_by = "time_to_target"', "score.target: missing"),
+        (
+            'metric_id = "bpb-documents-v1"',
+            'metric_id = "bpb-bestfit-v1"',
+            "score.metric_id = bpb-bestfit-v1",
+        ),
         ("[scale.model]", '[scale]\ntitle = "mine"\n[scale.model]', "scale.title: a track scales tables"),
         ("[scale.model]", '[scale]\nbase = "run6"\n[scale.model]', "scale.base: a track scales tables"),
         ("[scale.model]", "[scale]\nmodle = 3\n[scale.model]", "scale.modle: no such field"),

@@ -105,6 +105,13 @@ def test_another_plan_or_seed_is_named(tmp_path: Path) -> None:
             checkpoint.newest_whole(tmp_path / "run", plan, seed)
 
 
+def test_another_text_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "run", trained(tmp_path), state(2, text_sha256="a"))
+    assert checkpoint.newest_whole(tmp_path / "run", "p", 7, "a") is not None
+    with pytest.raises(DataError, match="trained on another text"):
+        checkpoint.newest_whole(tmp_path / "run", "p", 7, "b")
+
+
 def drop(tensors: dict[str, Tensor]) -> None:
     """A parameter is missing."""
     del tensors["model.lm_head"]
