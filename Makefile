@@ -47,7 +47,7 @@ RECIPE = "$${SUB:?name a recipe, as in SUB=submissions/quick.toml}"
 OPTIONS = $${TRACK:+--track "$$TRACK"} $${SEED:+--seed "$$SEED"} $${DATA:+--data "$$DATA"} $$ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard sweep horizon compare gate arch replay perf perf-levers perf-core doctor image docker-bench test test-slow fuzz test-container lint lock clean
+.PHONY: help setup bench plan show diff prove kernels gpu-check verify leaderboard sweep horizon compare gate arch replay perf perf-levers perf-core data doctor image docker-bench test test-slow fuzz test-container lint lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -108,6 +108,9 @@ perf-levers: $(STAMP) ## what each lever costs a training step [ARGS=names]
 perf-core: $(STAMP) ## CORE beside its one-item-at-a-time oracle: CHECKPOINT= BUNDLE= [ARGS=--items 10]
 	@$(PY) -m tests.evaluation.core.speed "$${CHECKPOINT:?name a checkpoint folder}" \
 	    --bundle "$${BUNDLE:?name a folder with CORE in the layout of nanochat}" $$ARGS
+
+data: $(STAMP) ## pin, fetch or prepare a data set: ARGS="fetch climbmix --shards 170" [DATA=]
+	@$(BENCH) data $${ARGS:?what to do, as in ARGS="fetch climbmix --shards 170"} $${DATA:+--data "$$DATA"}
 
 doctor: $(STAMP) ## what this machine lacks for a run [ARGS=--self-test]
 	@$(BENCH) doctor $$ARGS
