@@ -92,8 +92,9 @@ def same_curve(ours: Record, theirs: Record) -> None:
     """Two runs came to the same, but for the order of sums."""
     assert ours.features.keys() == theirs.features.keys()
     assert ours.curves.losses == pytest.approx(theirs.curves.losses, rel=1e-5)
-    assert ours.scores.val_bpb == pytest.approx(theirs.scores.val_bpb, rel=1e-5)
-    assert ours.scores.val_bpb_bestfit == pytest.approx(theirs.scores.val_bpb_bestfit, rel=1e-5)
+    # Of the weights after the last step, whose roundings no loss has seen: 1.3e-5 off (AVX2, 3 ranks).
+    assert ours.scores.val_bpb == pytest.approx(theirs.scores.val_bpb, rel=3e-5)
+    assert ours.scores.val_bpb_bestfit == pytest.approx(theirs.scores.val_bpb_bestfit, rel=3e-5)
     for counter in ours.features.keys() - {"backout"}:  # a scalar before a norm: its gradient is rounding
         assert ours.features[counter] == pytest.approx(theirs.features[counter], rel=1e-3)
 

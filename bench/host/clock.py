@@ -98,7 +98,7 @@ class Ledger:
         return live_s + sum(self._seconds[category] for category in set(categories))
 
     def close(self) -> dict[str, float]:
-        """Seconds of every category, and `wall_s`: from the start of the process until now, by the same clock."""
+        """Seconds of every category, and `wall_s`: from the process's start until now, by one clock."""
         assert not self._is_closed, "the ledger is closed"
         assert len(self._open) == 1, f"ledger closed inside span {self._open[-1]}"
         self._charge(True)

@@ -134,6 +134,25 @@ def test_a_missing_gradient_is_seen() -> None:
     assert error_ratios(asked, {"detached": detached}, reference)["detached"] > 1.0
 
 
+def test_a_numbers_gradient_is_allowed_the_roundings_of_its_sum() -> None:
+    """Its terms cancel: where eager's sum happens to be near the truth, another order's is not wrong."""
+    reference = implementation("mix_rms_norm", REFERENCE)
+    asked = given(tiny_case("mix_rms_norm", torch.float32), reference)
+    terms = max(leaf.numel() for leaf in asked.case.arguments)
+
+    def nudged(by: float) -> Callable[..., Any]:
+        def function(x: Tensor, other: Tensor, x_scale: Tensor, other_scale: Tensor) -> Any:
+            mixed, normed = reference(x, other, x_scale, other_scale)
+            return mixed + by * (x_scale - x_scale.detach()), normed
+
+        return function
+
+    upstream = float(asked.upstreams[0].sum())  # what a nudge is multiplied by on its way to the gradient
+    by = 0.5 * torch.finfo(torch.float32).eps * terms / abs(upstream)
+    ratios = error_ratios(asked, {"rounding": nudged(by), "wrong": nudged(100 * by)}, reference)
+    assert ratios["rounding"] <= 1.0 < ratios["wrong"]
+
+
 def test_not_a_number_is_an_error() -> None:
     reference = implementation("mix_rms_norm", REFERENCE)
     asked = given(tiny_case("mix_rms_norm"), reference)
