@@ -14,12 +14,11 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.experiments.distributions import f_tail, t_cdf, t_quantile
-from bench.experiments.statistics import Prior, minimum_detectable_effect
+from bench.experiments.distributions import t_cdf, t_quantile
+from bench.experiments.statistics import Prior, exceeds, minimum_detectable_effect
 from bench.experiments.statistics import holm as adjusted
 
 FAMILY_ERROR = 0.05
-UNLIKE = 0.01  # a spread that runs like the calibration's would show this seldom is a row's own
 NORMAL_975 = 1.9599  # no t of less separates anything at 5 %, whatever its degrees of freedom
 
 
@@ -60,10 +59,11 @@ class Ranks(NamedTuple):
 
 def has_own_spread(sample: Sample, prior: Prior | None) -> bool:
     """Whether a row scatters more than the calibration lets it."""
-    if prior is None or not sample.squares:
-        return False
-    ratio = sample.squares / sample.degrees / prior.sigma**2 if prior.sigma else math.inf
-    return f_tail(ratio, sample.degrees, prior.dof) < UNLIKE
+    return (
+        prior is not None
+        and sample.degrees > 0
+        and exceeds(sample.squares / sample.degrees, sample.degrees, prior)
+    )
 
 
 def variance_of(samples: Sequence[Sample], prior: Prior | None) -> tuple[float, float]:

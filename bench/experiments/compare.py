@@ -77,12 +77,13 @@ def compare(
 def _endpoint(
     name: str, a: dict[int, float], b: dict[int, float], prior: Prior | None, effect: float | None
 ) -> Endpoint:
-    """Paired where all seeds are shared, else the pooled test; Welch's stands beside it."""
+    """Paired where all seeds are shared, else on one spread where a prior tells of one, else Welch's."""
     arms = (list(a.values()), list(b.values()))
     shared = sorted(a.keys() & b.keys())
     in_pairs = paired([a[i] for i in shared], [b[i] for i in shared], prior)
     unpaired = contrast((-1.0, 1.0), arms, prior)
-    order = (in_pairs, unpaired, welch(*arms)) if a.keys() == b.keys() else (unpaired, in_pairs, welch(*arms))
+    apart = (unpaired, welch(*arms)) if prior else (welch(*arms), unpaired)
+    order = (in_pairs, *apart) if a.keys() == b.keys() else (*apart, in_pairs)
     tests = tuple(test for test in order if test is not None)
     runs_a, runs_b = ({str(index): value for index, value in arm.items()} for arm in (a, b))
     if not tests:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench.errors import RecipeError
-from bench.experiments.statistics import PUBLISHED, Prior, calibration
+from bench.experiments.statistics import PUBLISHED, Prior, calibration, exceeds, pooled_variance
 from bench.records.schema import Record
 
 # Seeds of one lease scatter by 0.16 % in time (nanochat pull 807), of several by about 1 %.
@@ -104,8 +104,9 @@ def two_series(records: Sequence[Record], a: str, b: str, track: str | None) -> 
 def priors(records: Sequence[Record], a: Series, b: Series) -> tuple[Prior | None, Prior | None]:
     """What the track's other recipes tell of the spread of scores and of log times: its calibration.
 
-    The compared runs themselves have no part in it. A track without any has the published spread where the
-    spread was published for its scale, else none.
+    The compared runs themselves have no part in it, nor has a recipe that scatters more than the others.
+    A track without any has the published spread where that was published for its scale, else none. None as
+    well where one of the compared scatters more than that allows.
     """
     compared = {(s.recipe, s.recipe_sha256) for s in (a, b)}
     others = [
@@ -120,4 +121,11 @@ def priors(records: Sequence[Record], a: Series, b: Series) -> tuple[Prior | Non
     if a.track in PUBLISHED_TRACKS and a.finished:
         metric = next(iter(a.finished.values())).scores.metric
         score, times = score or PUBLISHED[metric], times or PUBLISHED["log_time"]
-    return score, times
+    return _fitting(score, a.scores(), b.scores()), _fitting(times, a.log_times(), b.log_times())
+
+
+def _fitting(prior: Prior | None, *arms: dict[int, float]) -> Prior | None:
+    """The prior, unless one of the compared scatters more than it allows: then they have their own alone."""
+    if prior is None or any(exceeds(*pooled_variance((list(arm.values()),)), prior) for arm in arms):
+        return None
+    return prior

@@ -14,8 +14,10 @@ from bench.experiments.statistics import (
     ALPHA,
     PUBLISHED,
     Prior,
+    alike,
     calibration,
     contrast,
+    exceeds,
     holm,
     minimum_detectable_effect,
     moderated,
@@ -169,3 +171,31 @@ def test_a_calibration_needs_a_spread() -> None:
     assert prior is not None
     assert (prior.dof, prior.sigma**2) == pytest.approx((3.0, (2.0 + 6.0) / 3))
     assert pooled_variance([]) == (0.0, 0.0)
+
+
+def test_a_calibration_leaves_out_what_scatters_more_than_the_rest() -> None:
+    calm = [[2.00, 2.01, 1.99], [2.10, 2.11, 2.09], [1.90, 1.91, 1.89]]
+    wild = [[2.157, 2.208, 2.472], [2.19, 2.38, 2.60]]
+    assert alike([*wild, *calm, [5.0]]) == sorted(calm, key=statistics.variance)
+    prior = calibration([wild[0], *calm, wild[1]], "x")
+    assert prior is not None
+    assert prior == calibration(calm, "x")
+    assert exceeds(*pooled_variance(wild[:1]), prior)
+    assert not exceeds(*pooled_variance(calm[:1]), prior)
+    assert alike(wild) == sorted(wild, key=statistics.variance)  # of two alike, neither is the wild one
+
+
+def test_of_arms_that_share_their_spread_few_are_left_out() -> None:
+    generator = np.random.default_rng(3)
+    draws = generator.normal(size=(2000, 8, 3))
+    left_out = sum(len(alike([list(arm) for arm in arms])) < 8 for arms in draws.tolist())
+    assert left_out / 2000 < 0.03
+
+
+@given(st.lists(st.lists(st.floats(0.0, 10.0), max_size=5), max_size=6))
+def test_what_is_left_out_is_wider_than_all_that_is_kept(arms: list[list[float]]) -> None:
+    kept = alike(arms)
+    several = [arm for arm in arms if len(arm) > 1]
+    assert len(kept) >= min(len(several), 1)
+    widest = max(map(statistics.variance, kept), default=0.0)
+    assert all(statistics.variance(arm) >= widest for arm in several if arm not in kept)
