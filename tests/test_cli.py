@@ -106,6 +106,13 @@ def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> No
     assert "--help" not in failed(capsys, 2, *words)
 
 
+def test_check_knows_the_tracks(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkout / "submissions" / "stray.toml"
+    path.write_text('base = "quick"\ntrack = "nosuch"\n')
+    assert failed(capsys, 2, "check", str(path)) == "error: stray: no track 'nosuch'"
+    path.unlink()
+
+
 def test_a_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["show"], ["plan"], ["run"], ["check"]):
         assert "run8.toml: no such file" in failed(capsys, 2, *command, "submissions/run8.toml")

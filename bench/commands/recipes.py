@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.commands.shared import emit, planned
 from bench.errors import RecipeError
+
+if TYPE_CHECKING:
+    from bench.spec.submission import Submission
 
 
 def new(options: argparse.Namespace) -> None:
@@ -34,15 +39,14 @@ def check(options: argparse.Namespace) -> int:
     """`bench check`."""
     from bench.spec.claim import require_claim
     from bench.spec.submission import load, short_name
-    from bench.spec.track import load_track
 
     failures = []
     submissions = options.root / "submissions"
     for path in options.recipes or sorted(submissions.glob("*.toml"), key=lambda path: path.stem):
         try:
             submission = load(path, submissions)
-            load_track(submission.recipe.track, options.root / "leaderboard" / "tracks")
             require_claim(submission, submissions)
+            _require_track(submission, options.root)
         except RecipeError as error:
             failures.append(error)
             continue
@@ -53,6 +57,16 @@ def check(options: argparse.Namespace) -> int:
     for failure in failures:
         print("\n".join(failure.lines()), file=sys.stderr)
     return RecipeError.exit_code if failures else 0
+
+
+def _require_track(submission: Submission, root: Path) -> None:
+    from bench.spec.track import load_track
+
+    try:
+        load_track(submission.recipe.track, root / "leaderboard" / "tracks")
+    except RecipeError as error:
+        told = f"{submission.name}: {error.message}"
+        raise RecipeError(told, error.hint, problems=error.problems) from None
 
 
 def show(options: argparse.Namespace) -> None:

@@ -59,7 +59,8 @@ def probe(model: GPT, device: torch.device, seed: int) -> Probes:
         found = _largest_change(model, hidden_BTD[:, :flip], later_BTD[:, :flip])
         if not found <= change:
             change, at = found, flip
-        any_later_change |= bool((hidden_BTD[:, flip:] != later_BTD[:, flip:]).any())
+        few = slice(flip, flip + PROBE_TOKENS)
+        any_later_change |= _largest_change(model, hidden_BTD[:, few], later_BTD[:, few]) != 0.0
     few = slice(min(PROBE_TOKENS, T))
     log_probabilities_BTV = model.logits(hidden_BTD[:, few]).cpu().double().log_softmax(-1)
     result = Probes(

@@ -39,7 +39,7 @@ def test_a_missing_or_malformed_manifest_says_how_to_pin(content: bytes | None, 
         path.write_bytes(content)
     with pytest.raises(DataError) as caught:
         load_manifest(path)
-    assert caught.value.hint == "python -m bench data pin demo"
+    assert caught.value.hint == "bench data pin demo: once, with a network"
 
 
 def test_described_data_sets_are_complete() -> None:

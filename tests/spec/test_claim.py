@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from bench.errors import RecipeError
 from bench.spec.claim import SYSTEMS_FIELDS, SYSTEMS_TABLES, beyond_systems, require_claim
 from bench.spec.submission import load, method_sha256
 from bench.spec.template import new_recipe
-from tests.spec.recipes import FIELDS, recipe
+from tests.spec.recipes import FIELDS, ROOT, recipe
 
 BASE = "[model]\ndepth = 4\n[horizon]\niterations = 10\n"
 METHOD = {
@@ -89,6 +90,7 @@ def test_check_tells_a_false_claim(
     folder.mkdir()
     (folder / "slow.toml").write_text(BASE)
     (folder / "fast.toml").write_text('base = "slow"\nsystems_only = "slow"\n[loss]\nz_loss = 0.1\n')
+    shutil.copytree(ROOT / "leaderboard" / "tracks", tmp_path / "leaderboard" / "tracks")
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     assert cli.main(["check"]) == RecipeError.exit_code
     told = capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import signal
 from functools import partial
@@ -177,7 +178,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     if damage == "tensors gone":
         path.unlink()
     identity = whole.record.identity
-    found = checkpoint.newest_whole(newest.parent, identity.plan_sha256, identity.seed)
+    data = whole.record.data
+    text = hashlib.sha256(f"{data.corpus_sha256}/{data.tokenizer_sha256}".encode()).hexdigest()
+    found = checkpoint.newest_whole(newest.parent, identity.plan_sha256, identity.seed, text)
     assert found is not None
     assert found[0].step == 2
     resume(space, whole)
