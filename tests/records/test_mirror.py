@@ -142,7 +142,7 @@ def test_a_run_that_is_killed_leaves_no_process_behind(stage: Stage) -> None:
         check=False,
     )
     assert run.returncode == -signal.SIGKILL
-    deadline_s = time.monotonic() + 30.0
+    deadline_s = time.monotonic() + 300.0  # at the lowest priority, beside a busy process on each core
     while not (calls := notes(stage.calls)) or calls[-1]["call"] != "finish":
         assert time.monotonic() < deadline_s, calls
         time.sleep(0.1)
