@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import msgspec
 import torch
@@ -54,10 +55,10 @@ def probe(model: GPT, device: torch.device, seed: int) -> Probes:
     change, at, any_later_change = 0.0, drawn, False
     for flip in sorted({drawn, T - 1, *(place for place in (BLOCK - 1, BLOCK, BLOCK + 1) if place < T)}):
         changed_BT = tokens_BT.clone()
-        changed_BT[:, flip:] = (changed_BT[:, flip:] + 1 + flip) % vocab
+        changed_BT[:, flip:] = (changed_BT[:, flip:] + 1 + flip % (vocab - 1)) % vocab  # never by 0
         later_BTD = model(changed_BT.to(device))
         found = _largest_change(model, hidden_BTD[:, :flip], later_BTD[:, :flip])
-        if not found <= change:
+        if not (found <= change or math.isnan(change)):
             change, at = found, flip
         few = slice(flip, flip + PROBE_TOKENS)
         any_later_change |= _largest_change(model, hidden_BTD[:, few], later_BTD[:, few]) != 0.0
@@ -84,13 +85,12 @@ def _largest_change(model: GPT, before_BTD: Tensor, after_BTD: Tensor) -> float:
     """The largest difference of any logit; those of equal hidden states are equal, and not computed."""
     differs_BT = (before_BTD != after_BTD).any(-1)
     before_ND, after_ND = before_BTD[differs_BT], after_BTD[differs_BT]
-    largest = 0.0
+    largest = torch.zeros((), device=before_BTD.device)
     for start in range(0, len(before_ND), PROBE_TOKENS):
         few = slice(start, start + PROBE_TOKENS)
-        change = float((model.logits(before_ND[few]) - model.logits(after_ND[few])).abs().max())
-        if not change <= largest:  # NaN, too
-            largest = change
-    return largest
+        changes = (model.logits(before_ND[few]) - model.logits(after_ND[few])).abs()
+        largest = torch.maximum(largest, changes.max())  # NaN stays NaN
+    return float(largest)
 
 
 def _loss_error(model: GPT, hidden_BTD: Tensor, tokens_BT: Tensor, log_probabilities_BTV: Tensor) -> float:

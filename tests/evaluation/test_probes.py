@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -11,7 +13,14 @@ import torch
 from torch import Tensor
 
 from bench.errors import VerificationFailed
-from bench.evaluation.probes import check_frozen, probe, probed_tokens, weights_sha256
+from bench.evaluation.probes import (
+    PROBE_TOKENS,
+    _largest_change,
+    check_frozen,
+    probe,
+    probed_tokens,
+    weights_sha256,
+)
 from kernels.sliding_window_attention import BLOCK
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -93,6 +102,18 @@ def test_a_leak_far_into_a_row_is_found(first: int) -> None:
     assert first + 1 < probed_tokens(scrambled(LONG)) < LONG.sequence_length
     with pytest.raises(VerificationFailed, match="not causal"):
         probe(cheat(peek_late, config=LONG), CPU, 0)
+
+
+def test_a_change_that_is_no_number_is_the_largest() -> None:
+    """Wherever it stands among more positions than are looked at together."""
+    logits = cast("GPT", SimpleNamespace(logits=lambda hidden: hidden))
+    before, after = torch.zeros(1, 4 * PROBE_TOKENS, 3), torch.ones(1, 4 * PROBE_TOKENS, 3)
+    assert _largest_change(logits, before, after) == 1.0
+    assert _largest_change(logits, before, before) == 0.0
+    for place in (0, PROBE_TOKENS, 4 * PROBE_TOKENS - 1):
+        spoiled = after.clone()
+        spoiled[0, place, 1] = torch.nan
+        assert math.isnan(_largest_change(logits, before, spoiled))
 
 
 def test_a_block_that_sees_the_next_one_fails() -> None:
