@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.cpp_batches import batch_cpp_kernels
+
 # Inductor gives a pass as many threads as the sizes are worth that it is first compiled for: with a stack of
 # gates (3 x 3 x 12) first, all of d6's matrices got one thread (Muon's direction 7.4 ms, with two 3.6).
 LEAST_ELEMENTS = 2**15
@@ -19,15 +21,17 @@ def is_worth_compiling(*tensors: Tensor) -> bool:
     return all(x.numel() >= LEAST_ELEMENTS and x.is_contiguous() for x in tensors)
 
 
+# A product and its sum are rounded once, as eager `lerp` and `add_` do. All that is compiled says so, since
+# Inductor precompiles its headers once for each setting: 10 s of a first run on two cores, and 154 MB.
+OPTIONS: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+
+
 @cache
-def compiled_pass(
-    function: Callable[..., Any], *, dynamic: bool = True, contract: str = "off"
-) -> Callable[..., Any]:
+def compiled_pass(function: Callable[..., Any], *, dynamic: bool = True) -> Callable[..., Any]:
     """The function compiled whole.
 
     Args:
         dynamic: one compilation for tensors of any size; numbers that change are best tensors too.
-        contract: "fast" where a product and its sum are to be rounded once, as eager `lerp` and `add_` do.
     """
-    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": contract}
-    return torch.compile(function, dynamic=dynamic, fullgraph=True, options=options)
+    batch_cpp_kernels()
+    return torch.compile(function, dynamic=dynamic, fullgraph=True, options=OPTIONS)

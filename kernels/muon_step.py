@@ -62,7 +62,7 @@ def muon_direction_(
     rest = 1.0 - momentum
     numbers = (grads_SMP.new_tensor(number) for number in (rest, momentum))
     flat = (grads_SMP.flatten(), momentum_SMP.flatten())  # one compilation for all shapes
-    direction: Tensor = compiled_pass(_direction_, contract="fast")(
+    direction: Tensor = compiled_pass(_direction_)(
         *flat, *numbers, rest < 0.5, momentum < 0.5, dtype or grads_SMP.dtype
     )
     return direction.view(grads_SMP.shape)
@@ -162,7 +162,7 @@ def _apply_compiled_(
     if factor is None or neuron_dim(params_SMP) == -1:
         stacks = [None if stack is None else stack.flatten(0, 1) for stack in stacks]
     numbers = (params_SMP.new_tensor(number) for number in (decay, step))
-    compiled_pass(_apply_, contract="fast")(*stacks, *numbers)
+    compiled_pass(_apply_)(*stacks, *numbers)
 
 
 def neuron_factor_(
