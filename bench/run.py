@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from bench.spec.workspace import Workspace
 from bench.training import checkpoint
 from bench.training.activity import activity
 from bench.training.build import build_trainer, seed_stream
+from bench.training.compile_ahead import Asked, compiled_ahead
 from bench.training.garbage import collected_by_hand
 from bench.training.loop import Trainer, warm_up
 from bench.training.out_of_memory import memory_explained
@@ -91,7 +92,10 @@ def _run(request: RunRequest, ledger: Ledger, console: Console, ranks: Ranks) ->
         require_folder(folder_of(records, track, name))  # before hours of training, not after
     with held(folder) if ranks.is_first else nullcontext():
         ranks.wait()  # until the first one holds it
-        return _Conductor(request, ledger, console, folder, ranks).conduct()
+        cpu_cores = max(request.facts.cpu_cores // ranks.local_size, 1)
+        asked = Asked(request.plan, cpu_cores) if ranks.is_first else None
+        with compiled_ahead(asked, request.environment) as wait_for_compiled:
+            return _Conductor(request, ledger, console, folder, ranks, cpu_cores, wait_for_compiled).conduct()
 
 
 class _Conductor:
@@ -113,8 +117,11 @@ class _Conductor:
         console: Console,
         folder: Path,
         ranks: Ranks,
+        cpu_cores: int,
+        wait_for_compiled: Callable[[], object],
     ) -> None:
         self.ranks, self.request, self.plan = ranks, request, request.plan
+        self.cpu_cores, self.wait_for_compiled = cpu_cores, wait_for_compiled
         self.ledger, self.console = ledger, console
         self.folder, self.index = folder, request.seed_index
         self.seed = seed_value(request.track.track, self.index)
@@ -156,7 +163,7 @@ class _Conductor:
         self.ledger.synchronize = self.device.synchronize
         self.settings = self.ranks.settings() | configure(
             self.device,
-            cpu_cores=max(self.request.facts.cpu_cores // self.ranks.local_size, 1),
+            cpu_cores=self.cpu_cores,
             deterministic=self.plan.recipe.precision.deterministic,
             environment=self.request.environment,
         )
@@ -270,6 +277,7 @@ class _Conductor:
         for category in categories:
             with self.ledger.span(category):
                 warm_up(trainer, plan.device_sequences, plan.model.sequence_length, self.device.torch_device)
+                self.wait_for_compiled()  # or it would train beside it
         release_garbage()
 
     def _evaluate(self, trainer: Trainer) -> tuple[BitsPerByte | None, BitsPerByte | None, Probes | None]:
