@@ -1,4 +1,4 @@
-"""The optimizer's passes, compiled by a process of their own while a first run does something else.
+"""Passes of loss and optimizer, compiled by a process of their own while a first run prepares.
 
 On a CPU a first run waits for g++: before its first kernel Inductor compiles a probe of the vector
 instructions (4 s) and precompiles its headers (9 s of one core; g++ 12, AVX2), then Muon's passes one by one.
@@ -13,12 +13,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from bench.host.device import configure, open_device
 from bench.spec.plan import Plan
 from bench.training.build import build_trainer
+from model.gpt import GPT
 
 CODE = Path(__file__).resolve().parents[2]
 
@@ -66,12 +71,25 @@ def compiled_ahead(asked: Asked | None, environment: Mapping[str, str]) -> Itera
 
 
 def compile_passes(asked: Asked) -> None:
-    """Build what the run will build, its weights included, and have the optimizer's passes compiled."""
+    """Build what the run will build, its weights included, and have all compiled but its trunk."""
     device = open_device("cpu")
     precision = asked.plan.recipe.precision
     configure(device, cpu_cores=asked.cpu_cores, deterministic=precision.deterministic)
     dtype = device.compute_dtype(precision.compute)
-    build_trainer(asked.plan, device.torch_device, dtype, seed=0).optimizer.warm_up()
+    trainer = build_trainer(asked.plan, device.torch_device, dtype, seed=0)
+    num_tokens = asked.plan.device_sequences * asked.plan.model.sequence_length
+    _compile_loss(trainer.model, torch.zeros(num_tokens, asked.plan.width, dtype=dtype, requires_grad=True))
+    trainer.optimizer.warm_up()
+
+
+def _compile_loss(model: GPT, hidden_ND: Tensor) -> None:
+    """For training, which wants gradients, and for evaluation, which does not."""
+    targets_N = torch.zeros(len(hidden_ND), dtype=torch.int64)
+    given = hidden_ND, model.head_weight(), targets_N
+    loss = partial(model.kernels.linear_cross_entropy, *given, softcap=model.config.softcap)
+    loss(reduction="mean").backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        loss(reduction="none")
 
 
 if __name__ == "__main__":
