@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from setup_env import LOADED_BY_RUNS
 from tests.conftest import NetworkUsed, is_local
 from tests.readme_tree import FOLDERS, recipes, with_tree
 
@@ -159,6 +161,12 @@ def test_documents_name_commands_that_exist(path: Path) -> None:
         command = [sys.executable, "-m", "bench", "--help"]
         usage = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert not {word for word in spoken if not re.search(rf"\b{word}\b", usage)}
+
+
+def test_the_set_up_compiles_packages_that_are_there() -> None:
+    """A pattern that matches nothing would leave its modules to a first run."""
+    packages = Path(sysconfig.get_path("purelib"))
+    assert [each for each in LOADED_BY_RUNS if not any(packages.glob(f"{each}/*.py"))] == []
 
 
 @pytest.mark.slow
