@@ -23,15 +23,25 @@ def is_worth_compiling(*tensors: Tensor) -> bool:
 
 # A product and its sum are rounded once, as eager `lerp` and `add_` do. All that is compiled says so, since
 # Inductor precompiles its headers once for each setting: 10 s of a first run on two cores, and 154 MB.
-OPTIONS: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+CONTRACTED: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+
+
+def compiled_whole(
+    function: Callable[..., Any], *, dynamic: bool, mode: str = "default"
+) -> Callable[..., Any]:
+    """The function or module as one graph, in one of torch.compile's modes."""
+    from torch._inductor import list_mode_options
+
+    batch_cpp_kernels()
+    options = {**list_mode_options(mode), **CONTRACTED}
+    return torch.compile(function, dynamic=dynamic, fullgraph=True, options=options)
 
 
 @cache
 def compiled_pass(function: Callable[..., Any], *, dynamic: bool = True) -> Callable[..., Any]:
-    """The function compiled whole.
+    """The function compiled whole, once a process.
 
     Args:
         dynamic: one compilation for tensors of any size; numbers that change are best tensors too.
     """
-    batch_cpp_kernels()
-    return torch.compile(function, dynamic=dynamic, fullgraph=True, options=OPTIONS)
+    return compiled_whole(function, dynamic=dynamic)

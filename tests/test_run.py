@@ -7,7 +7,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bench.records.store import StoredRecord, read
 from bench.spec.track import load_track, seed_value
 from bench.spec.workspace import Workspace
 from bench.training import loop
+from bench.training.compile_ahead import Asked
 from tests import tiny
 
 
@@ -212,6 +214,27 @@ def test_nothing_is_written_elsewhere_and_no_one_is_called(
     assert [
         path for path in foreign if path not in ("/dev/null", str(space.runs.parent / "leaderboard"))
     ] == []
+
+
+def test_training_waits_for_what_is_compiled_beside_it(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is asked for what the run will compile, and no step is timed beside it."""
+    seen: list[object] = []
+
+    @contextmanager
+    def compiled_ahead(asked: Asked | None, environment: Mapping[str, str]) -> Iterator[Callable[[], object]]:
+        seen.append(asked)
+        yield lambda: seen.append("waited")
+        seen.append("ended")
+
+    step = loop._step
+    monkeypatch.setattr(conductor, "compiled_ahead", compiled_ahead)
+    monkeypatch.setattr(loop, "_step", lambda *given: (seen.append("step"), step(*given))[1])
+    stored = tiny.run_here(space)
+    asked = Asked(tiny.request(space).plan, tiny.facts().cpu_cores)
+    assert seen == [asked, "waited", *["step"] * tiny.STEPS, "ended"]
+    assert stored.record.status == "ok"
 
 
 def test_the_console_says_what_happens(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,7 @@ from bench.training.loop import LoopConfig, Trainer
 from bench.training.ranks import ALONE, Ranks
 from bench.training.segments import segments
 from kernels.choices import Choice
-from kernels.compiling import OPTIONS
-from kernels.cpp_batches import batch_cpp_kernels
+from kernels.compiling import compiled_whole
 from kernels.dispatch import bind
 from model.gpt import GPT
 from model.initial import build
@@ -77,14 +76,10 @@ def _compiled(model: GPT, mode: str) -> Callable[[Tensor], Tensor]:
     traced; ours are traced whole (`fullgraph`). A warm start then took 9.3-9.9 s instead of 18.5-21.0 s.
     """
     from torch._functorch import config as functorch_config  # making folders as it is loaded
-    from torch._inductor import list_mode_options
 
     if hasattr(functorch_config, "autograd_cache_allow_custom_autograd_functions"):
         functorch_config.autograd_cache_allow_custom_autograd_functions = True
-    batch_cpp_kernels()
-    options = {**list_mode_options(mode), **OPTIONS}
-    trunk: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False, fullgraph=True, options=options)
-    return trunk
+    return compiled_whole(model, dynamic=False, mode=mode)
 
 
 def loop_config(plan: Plan) -> LoopConfig:

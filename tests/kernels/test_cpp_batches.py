@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.cpp_batches import HEADER, READ_IN, Batch, Kernel, batch_cpp_kernels, dealt
+from setup_env import pinned
 
-pytestmark = pytest.mark.skipif(not torch.__version__.startswith(READ_IN), reason="another torch's Inductor")
+batches = pytest.mark.skipif(not torch.__version__.startswith(READ_IN), reason="another torch's Inductor")
 
 SCALE = Kernel(
     ("const float*", "float*", "int64_t"),
@@ -36,7 +37,7 @@ ADD = Kernel(
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path) -> Iterator[Path]:
     """A compile cache of this test's own."""
     from torch._inductor.utils import fresh_cache
 
@@ -46,6 +47,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def libraries(cache: Path) -> int:
     return len([path for path in cache.rglob("*.main.so") if path.is_file()])
+
+
+def test_the_pinned_torch_is_the_one_whose_inductor_was_read() -> None:
+    """Else all would be compiled one by one again, unseen."""
+    assert pinned("torch").startswith(f"torch=={READ_IN}")
 
 
 @given(st.lists(st.text(min_size=1, max_size=40), max_size=20), st.integers(1, 5))
@@ -60,6 +66,7 @@ def test_units_hold_every_kernel_once_and_are_about_equally_long(sources: list[s
     assert max(lengths, default=0) - min(lengths, default=0) <= longest
 
 
+@batches
 @pytest.mark.parametrize("num_units", [1, 2])
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_kernels_of_a_batch_are_those_compiled_alone(cache: Path, num_units: int) -> None:
@@ -95,19 +102,18 @@ def test_what_is_not_one_function_under_one_header_is_left_to_inductor(source: s
     assert not Kernel(ADD.argtypes, source).is_plain()
 
 
+@batches
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
 def test_a_graph_becomes_one_library_a_compiler_thread(cache: Path) -> None:
-    """Five kernels, apart because of the products between them; two of them are the same."""
-    from torch._inductor.async_compile import get_compile_threads
+    """Five kernels, apart because of the products between them, and two threads."""
 
     def graph(x: Tensor, w: Tensor) -> Tensor:
         for step in range(4):
             x = (x * (step + 1.5)).sin() @ w
         return x.exp()
 
-    if get_compile_threads() <= 1:
-        pytest.skip("one compiler thread: Inductor compiles kernel by kernel")
     batch_cpp_kernels()
     x, w = torch.randn(64, 64), torch.eye(64)
-    torch.testing.assert_close(torch.compile(graph)(x, w), graph(x, w), rtol=1e-5, atol=1e-5)
-    assert 1 <= libraries(cache) <= min(get_compile_threads(), 4)
+    with torch._inductor.config.patch(compile_threads=2):
+        torch.testing.assert_close(torch.compile(graph)(x, w), graph(x, w), rtol=1e-5, atol=1e-5)
+    assert libraries(cache) == 2

@@ -15,10 +15,8 @@ from bench.spec.plan import Plan
 from bench.training.compile_ahead import CODE, Asked, compiled_ahead, is_worth_a_process
 from tests import tiny
 
-LARGE = {
-    "model": {"aspect_ratio": 96},
-    "compile": {"enabled": True},
-}  # its matrices are worth a compiled pass
+# Its matrices are worth a compiled pass.
+LARGE = {"model": {"aspect_ratio": 96}, "compile": {"enabled": True}}
 
 
 @pytest.fixture
