@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from kernels.arguments import require_device, require_dtype, require_shape
 from kernels.compiling import compiled_pass, is_worth_compiling
@@ -65,6 +66,7 @@ def muon_direction_(
     direction: Tensor = compiled_pass(_direction_)(
         *flat, *numbers, rest < 0.5, momentum < 0.5, dtype or grads_SMP.dtype
     )
+    increment_version(momentum_SMP)
     return direction.view(grads_SMP.shape)
 
 
@@ -163,6 +165,7 @@ def _apply_compiled_(
         stacks = [None if stack is None else stack.flatten(0, 1) for stack in stacks]
     numbers = (params_SMP.new_tensor(number) for number in (decay, step))
     compiled_pass(_apply_)(*stacks, *numbers)
+    increment_version(params_SMP)
 
 
 def neuron_factor_(
@@ -199,8 +202,12 @@ def _neuron_norms(update_SMP: Tensor, dim: int, dtype: torch.dtype, compiled: bo
         norms = compiled_pass(_column_norms)(update_SMP, dtype)
         return norms
     if compiled and update_SMP.shape[-1] % LANES == 0:
-        norms = compiled_pass(_row_norms)(update_SMP.flatten(0, 1), dtype)
-        return norms.view(*update_SMP.shape[:-1], 1)
+        sums_NL = compiled_pass(_lane_sums)(update_SMP.flatten(0, 1), dtype)
+        # Lane by lane here: for the compiler that is 8 slices of a dynamic shape, 1.2 s of each start. The
+        # root is taken in float64, so that it is the nearest: torch's float32 root, MKL's, often is not.
+        first, *others = sums_NL.unbind(1)
+        root_N: Tensor = sum(others, start=first).double().sqrt().to(dtype)
+        return root_N.view(*update_SMP.shape[:-1], 1)
     # In chunks, since the whole would be cast first.
     parts = [torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype) for (x,) in _chunks(update_SMP)]
     return torch.cat(parts)
@@ -210,10 +217,9 @@ def _column_norms(update_SMP: Tensor, dtype: torch.dtype) -> Tensor:
     return update_SMP.to(dtype).square().sum(-2, keepdim=True).sqrt()
 
 
-def _row_norms(update_NP: Tensor, dtype: torch.dtype) -> Tensor:
-    sums_NL = update_NP.view(update_NP.shape[0], -1, LANES).to(dtype).square().sum(1)
-    first, *others = sums_NL.unbind(1)
-    return torch.sqrt(sum(others, start=first))
+def _lane_sums(update_NP: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums of squares of every LANES-th number of a row, [N, LANES]."""
+    return update_NP.view(-1, update_NP.shape[1] // LANES, LANES).to(dtype).square().sum(1)
 
 
 def _chunks(*stacks: Tensor) -> zip[tuple[Tensor, ...]]:

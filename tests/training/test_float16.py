@@ -224,9 +224,8 @@ def overflowing(*arguments: Any) -> Any:
 
 def test_the_polar_iteration_is_not_in_float16() -> None:
     """A direction as small as gradients are keeps too few of its bits there."""
-    assert polar_dtype(torch.float16) == torch.float32
-    assert polar_dtype(torch.bfloat16) == torch.bfloat16
-    assert polar_dtype(torch.float32) == torch.float32
+    for device in map(torch.device, ("cpu", "cuda", "mps")):
+        assert polar_dtype(torch.float16, device) == torch.float32
     values, vectors = (
         torch.logspace(0, -3, 48),
         torch.randn(2, 48, 48, generator=torch.Generator().manual_seed(0)),
