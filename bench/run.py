@@ -19,6 +19,7 @@ from bench.evaluation.core.result import CoreScore
 from bench.evaluation.probes import Probes, check_frozen, probe, weights_sha256
 from bench.host.allocator import release_garbage
 from bench.host.clock import Ledger
+from bench.host.collector import collected_by_hand
 from bench.host.console import Console
 from bench.host.device import Device, configure, open_device
 from bench.host.facts import MachineFacts
@@ -40,7 +41,6 @@ from bench.training import checkpoint
 from bench.training.activity import activity
 from bench.training.build import build_trainer, seed_stream
 from bench.training.compile_ahead import Asked, compiled_ahead
-from bench.training.garbage import collected_by_hand
 from bench.training.loop import Trainer, warm_up
 from bench.training.out_of_memory import memory_explained
 from bench.training.ranks import Ranks, joined
@@ -278,7 +278,7 @@ class _Conductor:
             with self.ledger.span(category):
                 warm_up(trainer, plan.device_sequences, plan.model.sequence_length, self.device.torch_device)
                 self.wait_for_compiled()  # or it would train beside it
-        release_garbage()
+                release_garbage()
 
     def _evaluate(self, trainer: Trainer) -> tuple[BitsPerByte | None, BitsPerByte | None, Probes | None]:
         """Final scores under probes; nothing is scored of a diverged run. The final weights are kept."""

@@ -42,8 +42,8 @@ def compiled_pass(function: Callable[..., Any], *, dynamic: bool = True) -> Call
     """The function compiled whole, once a process.
 
     Tensors come to it as if each owned its memory: of a view the compiler looks at what it is a view of,
-    compiles again where that has another shape, and reasons about the sizes of both. Of the passes of a Muon
-    step at d4 five were compiled twice so (a warm start of them took 4.4 s; once each, and with `_lane_sums` cut short, 1.4 to 1.8: AVX2, torch 2.13).
+    compiles again where that has another shape, and reasons about the sizes of both. Muon's passes at d4 took
+    4.4 s of a warm start with three of six compiled twice; 1.4 to 1.8 since (AVX2, torch 2.13).
     What the function writes to does not count that: the caller says so by `increment_version`.
 
     Args:

@@ -68,12 +68,13 @@ def _conduct(options: argparse.Namespace, found: Planned, ledger: Ledger) -> int
     console.line(f"{submission.name} on {track.name}" + (f" ({sentence})" if sentence else ""))
     if made.track_fields and submission.recipe.track != track.name:
         console.line(f"{track.track.says} {track.track.says_not}")
+    from bench.host.collector import loaded_for_good
     from bench.records.mirror import mirrored
     from bench.training.run_folder import folder_path
 
     space = workspace(options)
     before_torch(options, made.recipe.precision.deterministic)
-    with ledger.span("import"):
+    with ledger.span("import"), loaded_for_good():
         from bench.run import RunRequest
         from bench.run import run as conduct
     index = _seed_index(options, space, submission.name, track.name)

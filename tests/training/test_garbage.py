@@ -1,4 +1,4 @@
-"""Python's collector during a run: off where the recipe asks for it, and as it was afterwards."""
+"""What a run's steps do not wait for: Python's collector where the recipe asks so, readings of numbers never."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.data.prepared import Prepared
 from bench.training import loop
-from bench.training.garbage import collected_by_hand
 from tests import tiny
 from tests.data.shards import prepare_tiny
+from tests.host.test_collector import Cycle
 from tests.training.test_activity import built, losses
 
 
@@ -23,34 +23,6 @@ from tests.training.test_activity import built, losses
 def prepared(tmp_path: Path) -> Prepared:
     """A prepared corpus."""
     return prepare_tiny(tmp_path / "prepared", vocab_size=384)
-
-
-class Cycle:
-    """An object that only the collector can free."""
-
-    def __init__(self) -> None:
-        self.itself = self
-
-
-@pytest.mark.parametrize("was_enabled", [True, False])
-@pytest.mark.parametrize("every_steps", [0, 5])
-def test_the_collector_is_off_inside_and_restored_after(every_steps: int, was_enabled: bool) -> None:
-    """Whatever happens inside."""
-    was_on, inside = gc.isenabled(), []
-
-    def fail() -> None:
-        with collected_by_hand(every_steps):
-            inside.append((gc.isenabled(), gc.get_freeze_count() > 0))
-            raise KeyError
-
-    try:
-        (gc.enable if was_enabled else gc.disable)()
-        with pytest.raises(KeyError):
-            fail()
-        assert inside == [(was_enabled and not every_steps, bool(every_steps))]
-        assert (gc.isenabled(), gc.get_freeze_count()) == (was_enabled, 0)
-    finally:
-        (gc.enable if was_on else gc.disable)()
 
 
 def seen_during_steps(space: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
