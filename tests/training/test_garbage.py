@@ -1,4 +1,4 @@
-"""What a run's steps do not wait for: Python's collector where the recipe asks so, readings of numbers never."""
+"""What steps do not wait for: the collector where the recipe asks so, and a reading of numbers never."""
 
 from __future__ import annotations
 
