@@ -26,8 +26,9 @@ from bench.host.facts import MachineFacts
 from bench.host.machine import competing_processes
 from bench.host.power import EnergyMeter
 from bench.host.provenance import provenance
-from bench.proving.gate import proofs_for
-from bench.proving.proof import Proof
+from bench.proving.compiled import error_ratios
+from bench.proving.gate import compiled_proof_for, proofs_for
+from bench.proving.proof import CompiledProof, Proof
 from bench.records.assemble import Measured, Outcome, assemble
 from bench.records.events import EventLog
 from bench.records.progress import RunProgress, open_log, read_progress
@@ -107,6 +108,7 @@ class _Conductor:
     device: Device
     settings: dict[str, str]
     proofs: list[Proof]
+    compiled: CompiledProof | None
     dispatched_before: dict[str, int]
     training: TrainingRun
 
@@ -149,6 +151,7 @@ class _Conductor:
                     recipe = self.request.submission.sha256
                     self.training.write("run_start", recipe=recipe, plan=self.plan.sha256, seed=self.seed)
                 self._warm_up(trainer)
+                self.compiled = self._prove_compiled(trainer)
                 collector = collected_by_hand(self.plan.recipe.compile.manual_gc_every_steps)
                 with collector, EnergyMeter(environment.get("CUDA_VISIBLE_DEVICES")) as meter:
                     coverage = self.training.train(trainer, meter.sample)
@@ -197,6 +200,7 @@ class _Conductor:
             memory=msgspec.structs.replace(memory, bytes=most_bytes),
             ledger=self.ledger.close(),
             proofs=self.proofs,
+            compiled=self.compiled,
             dispatches=self.training.dispatches(),
             warnings=list(request.notes),
             events_tip=self.training.log.tip,
@@ -279,6 +283,21 @@ class _Conductor:
                 warm_up(trainer, plan.device_sequences, plan.model.sequence_length, self.device.torch_device)
                 self.wait_for_compiled()  # or it would train beside it
                 release_garbage()
+
+    def _prove_compiled(self, trainer: Trainer) -> CompiledProof | None:
+        """What was compiled for this model computes what the references do, or no training."""
+        if not self.plan.compiled:
+            return None
+        plan, space = self.plan, self.request.workspace
+
+        def made_now() -> dict[str, float]:
+            self.console.line("proving what was compiled (kept for the next run)")
+            ratios = error_ratios(trainer, plan.device_sequences, plan.model.sequence_length)
+            release_garbage()
+            return ratios
+
+        with self.ledger.span("proof"), self.ranks.in_turn():
+            return compiled_proof_for(plan, self.request.facts, space.root, space.proofs, made_now)
 
     def _evaluate(self, trainer: Trainer) -> tuple[BitsPerByte | None, BitsPerByte | None, Probes | None]:
         """Final scores under probes; nothing is scored of a diverged run. The final weights are kept."""

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,15 +22,19 @@ from bench.board.build import board_files
 from bench.errors import (
     BenchError,
     Diverged,
+    ProofFailed,
 )
-from bench.host.clock import CATEGORIES
+from bench.host.clock import CATEGORIES, Ledger
 from bench.host.console import Console
 from bench.records.schema import encode
-from bench.records.store import StoredRecord, read
+from bench.records.store import StoredRecord, read, read_all
+from bench.run import run
 from bench.spec.track import load_track, seed_value
 from bench.spec.workspace import Workspace
-from bench.training import loop
+from bench.training import build, loop
 from bench.training.compile_ahead import Asked
+from bench.training.run_folder import folder_path
+from kernels.dispatch import bind
 from tests import tiny
 
 
@@ -235,6 +240,48 @@ def test_training_waits_for_what_is_compiled_beside_it(
     asked = Asked(tiny.request(space).plan, tiny.facts().cpu_cores)
     assert seen == [asked, "waited", *["step"] * tiny.STEPS, "ended"]
     assert stored.record.status == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_what_is_compiled_is_proved_once_and_leaves_no_trace(
+    tmp_path: Path, space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record has the proof; a run that finds it kept trains to the same weights."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compile"))
+    torch.compiler.reset()
+    made, real = [], conductor.error_ratios
+    monkeypatch.setattr(conductor, "error_ratios", lambda *given: (made.append(given), real(*given))[1])
+    own = tmp_path / "data" / "proofs"  # without what other tests have proved of compiled code
+    shutil.copytree(space.proofs, own, ignore=shutil.ignore_patterns("compiled-*"))
+    spaces = [
+        tiny.checkout(tmp_path / name, own.parent, compile={"enabled": True}) for name in ("made", "found")
+    ]
+    first, second = (tiny.run_here(each).record for each in spaces)
+    assert len(made) == 1
+    assert first.compiled == second.compiled
+    assert first.compiled is not None
+    assert first.compiled.worst_error_ratios.keys() == {"loss", "gradients", "muon"}
+    assert first.scores.weights_sha256 == second.scores.weights_sha256
+    assert first.curves.losses == second.curves.losses
+
+
+def test_a_run_whose_compiled_code_is_wrong_does_not_train(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that compiles nothing has nothing to prove of it."""
+    assert tiny.run_here(space).record.compiled is None
+    request = tiny.request(space, seed_index=1)
+    compiled = msgspec.structs.replace(request, plan=msgspec.structs.replace(request.plan, compiled=True))
+    monkeypatch.setattr(
+        build, "_compiled", lambda model, mode: lambda tokens_BT: 0.9 * model(tokens_BT).roll(1)
+    )
+    monkeypatch.setattr(build, "bind", lambda choices, compiled: bind(choices, compiled=False))
+    with tiny.torchs_settings_kept(), pytest.raises(ProofFailed, match="compiled, the") as error:
+        run(compiled, Ledger.start(), tiny.quiet())
+    assert error.value.exit_code == 4
+    assert len(read_all(space.records)) == 1
+    assert not list(folder_path(space.runs, "tiny", "tiny", 1).glob("step-*"))
 
 
 def test_the_console_says_what_happens(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

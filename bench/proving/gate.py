@@ -1,4 +1,7 @@
-"""The gate before training: a valid proof of every fused kernel of the plan, from the store or made now."""
+"""The gate before training: a valid proof of every fused kernel of the plan, from the store or made now.
+
+And one of what was compiled of it, which can only be made when it is there.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,31 @@ import msgspec
 
 from bench.data.storage import write_atomic
 from bench.host.facts import MachineFacts
-from bench.proving.proof import LEAST_EXAMPLES, Proof, needed_versions, problems_of_proofs, proof_key
+from bench.proving.proof import (
+    COMPILERS,
+    LEAST_EXAMPLES,
+    SCHEMA,
+    CompiledProof,
+    Proof,
+    needed_versions,
+    problems_of_compiled,
+    problems_of_proofs,
+    proof_key,
+)
+from bench.spec.plan import Plan
 from kernels.choices import REFERENCE
 
 # What decides about a proof: every source of the kernels and of the properties. Not the benchmarks.
 _SOURCES = ("kernels", "bench/proving")
 _MEASURING = "bench"
+# And about what is compiled of a whole model.
+_COMPILED_SOURCES = (*_SOURCES, "model", "bench/training")
 
 
-def sources_sha256(root: Path) -> str:
+def sources_sha256(root: Path, folders: Sequence[str] = _SOURCES) -> str:
     """Hash of the sources of all kernels and properties, names included."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in _SOURCES for path in (root / folder).rglob("*.py")):
+    for path in sorted(path for folder in folders for path in (root / folder).rglob("*.py")):
         if not path.stem.startswith(_MEASURING):
             content = path.read_bytes()
             digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
@@ -71,13 +87,53 @@ def stored(folder: Path, op: str, implementation: str, sources: str, facts: Mach
     return None if list(problems_of_proofs([kernel], [proof], facts.device_name, facts.versions)) else proof
 
 
+def compiled_proof_for(
+    plan: Plan, facts: MachineFacts, root: Path, folder: Path, error_ratios: Callable[[], dict[str, float]]
+) -> CompiledProof:
+    """That of an earlier run of the same model on this machine, or one made now and kept.
+
+    Args:
+        root, folder: as in `proofs_for`.
+        error_ratios: makes it (`bench.proving.compiled`); may raise ProofFailed.
+    """
+    proof = CompiledProof(
+        schema=SCHEMA,
+        sources_sha256=sources_sha256(root, _COMPILED_SOURCES),
+        compiled_sha256=_compiled_sha256(plan, facts.cpu_cores),
+        device_name=facts.device_name,
+        versions={name: facts.versions[name] for name in COMPILERS if name in facts.versions},
+        worst_error_ratios={},
+    )
+    key = hashlib.sha256(msgspec.json.encode(proof, order="deterministic")).hexdigest()
+    path = folder / f"compiled-{key[:16]}.json"
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=CompiledProof)
+    except (OSError, ValueError):
+        kept = None
+    if kept is None or list(problems_of_compiled(kept, facts.device_name, facts.versions)):
+        kept = msgspec.structs.replace(proof, worst_error_ratios=error_ratios())
+        _write(path, kept)
+    return kept
+
+
+def _compiled_sha256(plan: Plan, cpu_cores: int) -> str:
+    """Of what decides about the compiled code; Inductor writes it for a number of threads."""
+    recipe = plan.recipe
+    parts: list[object] = [plan.model, plan.device_sequences, plan.kernels, cpu_cores]
+    parts += [recipe.precision, recipe.compile, recipe.loss, recipe.optimizer.muon]
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
 def keep(folder: Path, proof: Proof, facts: MachineFacts) -> Path:
     """Write a proof where `stored` finds it; returns its path."""
     path = _path(folder, proof.op, proof.implementation, proof.sources_sha256, facts)
-    write_atomic(
-        path, msgspec.json.format(msgspec.json.encode(proof, order="deterministic"), indent=2) + b"\n"
-    )
+    _write(path, proof)
     return path
+
+
+def _write(path: Path, proof: Proof | CompiledProof) -> None:
+    encoded = msgspec.json.encode(proof, order="deterministic")
+    write_atomic(path, msgspec.json.format(encoded, indent=2) + b"\n")
 
 
 def _path(folder: Path, op: str, implementation: str, sources: str, facts: MachineFacts) -> Path:

@@ -10,6 +10,7 @@ import msgspec
 from kernels.choices import REFERENCE
 
 SCHEMA = 1
+COMPILERS = ("torch", "triton")  # the versions that decide about compiled code, where there are
 LEAST_EXAMPLES = 20  # of each property, for a proof that lets a record in
 
 
@@ -36,6 +37,17 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def name(self) -> str:
         """The kernel as people and records write it."""
         return f"{self.op}/{self.implementation}"
+
+
+class CompiledProof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That what a run has compiled computes what the references do, on the run's own shapes."""
+
+    schema: int
+    sources_sha256: str  # of the kernels, the properties, the model and its training
+    compiled_sha256: str  # of what the plan says of model, micro-batch, precision and kernels
+    device_name: str
+    versions: dict[str, str]
+    worst_error_ratios: dict[str, float]  # of the loss, of gradients, of the Muon step: at most 1
 
 
 def needed_versions(implementation: str, versions: Mapping[str, str]) -> dict[str, str]:
@@ -70,15 +82,27 @@ def problems_of_proofs(
             yield from (f"proof of {name}: {fault}" for fault in _faults(found[name], device_name, versions))
 
 
+def problems_of_compiled(
+    proof: CompiledProof, device_name: str, versions: Mapping[str, str]
+) -> Iterator[str]:
+    """What keeps it from vouching for what a run on this device had compiled."""
+    needed = {name: versions[name] for name in COMPILERS if name in versions}
+    yield from _common_faults(proof, device_name, needed)
+
+
 def _faults(proof: Proof, device_name: str, versions: Mapping[str, str]) -> Iterator[str]:
+    yield from _common_faults(proof, device_name, needed_versions(proof.implementation, versions))
+    if proof.num_examples < LEAST_EXAMPLES:
+        yield f"{proof.num_examples} examples a property, at least {LEAST_EXAMPLES} are asked for"
+
+
+def _common_faults(proof: Proof | CompiledProof, device_name: str, needed: dict[str, str]) -> Iterator[str]:
     if proof.schema != SCHEMA:
         yield f"schema {proof.schema}, this is {SCHEMA}"
     if proof.device_name != device_name:
         yield f"made on {proof.device_name}, the run was on {device_name}"
-    if proof.versions != (needed := needed_versions(proof.implementation, versions)):
+    if proof.versions != needed:
         yield f"made with {proof.versions}, the run had {needed}"
-    if proof.num_examples < LEAST_EXAMPLES:
-        yield f"{proof.num_examples} examples a property, at least {LEAST_EXAMPLES} are asked for"
     if not proof.worst_error_ratios:
         yield "it names no property"
     for name, ratio in proof.worst_error_ratios.items():

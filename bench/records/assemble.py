@@ -20,7 +20,7 @@ from bench.host.machine import hardware_class
 from bench.host.peaks import declared_peak, mfu
 from bench.host.power import Energy
 from bench.host.provenance import Provenance
-from bench.proving.proof import Proof
+from bench.proving.proof import CompiledProof, Proof
 from bench.records import schema
 from bench.records.progress import RunProgress
 from bench.spec.batch_ramp import is_on
@@ -65,6 +65,7 @@ class Measured(NamedTuple):
     ledger: dict[str, float]
     memory: PeakMemory
     proofs: list[Proof]
+    compiled: CompiledProof | None
     dispatches: dict[str, int]
     warnings: list[str]
     events_tip: str
@@ -98,6 +99,7 @@ def assemble(measured: Measured) -> schema.Record:
         warnings=measured.warnings + _judge(measured, timing),
         events_sha256_tip=measured.events_tip,
         num_events=measured.progress.num_events,
+        compiled=measured.compiled,
     )
 
 

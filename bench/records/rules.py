@@ -56,6 +56,7 @@ RULES: tuple[Rule, ...] = (
     Rule("devices", True, rules_shape.devices),
     Rule("kernels", True, rules_shape.kernels),
     Rule("proofs", True, rules_shape.proofs),
+    Rule("compiled", True, rules_shape.compiled),
     Rule("dispatched", True, rules_shape.dispatched),
     Rule("finite", True, rules_scores.finite),
     Rule("score", True, rules_scores.score),

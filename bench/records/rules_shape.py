@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from bench.host.peaks import known_device
-from bench.proving.proof import problems_of_proofs
+from bench.proving.proof import problems_of_compiled, problems_of_proofs
 from bench.records.rules_context import Context, schedule_of
 from bench.records.schema import Record
 from bench.records.store import StoredRecord
@@ -144,6 +144,19 @@ def proofs(stored: StoredRecord, context: Context) -> Iterator[str]:
         f"proof of {proof.name} is not of {dtype_given(proof.op, computed)}"
         for proof in record.proofs
         if dtype_given(proof.op, computed) not in proof.dtypes
+    )
+
+
+def compiled(stored: StoredRecord, context: Context) -> Iterator[str]:
+    """What was compiled met the references on the run's device, with its libraries."""
+    record, facts = stored.record, stored.record.machine.facts
+    if record.compiled is None:
+        return
+    if not record.shape.compiled:
+        yield "a proof of compiled code in a run that compiled none"
+    versions, device = facts.get("versions"), facts.get("device_name")
+    yield from problems_of_compiled(
+        record.compiled, str(device or ""), versions if isinstance(versions, dict) else {}
     )
 
 

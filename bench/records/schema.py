@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from bench.evaluation.core.result import CoreScore
-from bench.proving.proof import Proof
+from bench.proving.proof import CompiledProof, Proof
 
 SCHEMA = 1
 
@@ -165,8 +165,11 @@ class Curves(Part, frozen=True, kw_only=True):
     bpbs: Sequence[float | None]
 
 
-class Record(Part, frozen=True, kw_only=True):
-    """One run."""
+class Record(Part, frozen=True, kw_only=True, omit_defaults=True):
+    """One run.
+
+    `compiled` is left out by a run that compiles nothing, and by those from before it was asked for.
+    """
 
     schema: int
     created: str  # UTC, ISO 8601
@@ -188,6 +191,7 @@ class Record(Part, frozen=True, kw_only=True):
     warnings: list[str]
     events_sha256_tip: str
     num_events: int
+    compiled: CompiledProof | None = None  # that what was compiled computes what the references do
 
 
 def encode(record: Record) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bench.host.clock import CATEGORIES
-from bench.proving.proof import LEAST_EXAMPLES, Proof
+from bench.proving.proof import LEAST_EXAMPLES, CompiledProof, Proof
 from bench.proving.proof import SCHEMA as PROOF_SCHEMA
 from bench.records.events import GENESIS, chained
 from bench.records.schema import (
@@ -148,6 +148,18 @@ def sample(
         num_events=num_events,
     )
     return decode(encode(record)), events
+
+
+def compiled_proof(**ratios: float) -> CompiledProof:
+    """One of what the sample records' runs compiled."""
+    return CompiledProof(
+        schema=PROOF_SCHEMA,
+        sources_sha256="6" * 64,
+        compiled_sha256="5" * 64,
+        device_name="Example CPU",
+        versions={"torch": "2.13.0"},
+        worst_error_ratios=ratios or {"loss": 0.1, "gradients": 0.2, "muon": 0.1},
+    )
 
 
 def sample_proof() -> Proof:

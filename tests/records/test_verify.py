@@ -19,6 +19,7 @@ from tests.records.sample import (
     LEDGER,
     LOSSES,
     changed,
+    compiled_proof,
     event_log,
     quick_track,
     sample,
@@ -57,6 +58,8 @@ LIES: list[tuple[str, Any, str]] = [
     ("proofs", [], "no proof of kernel relu_squared_mlp/keep-output"),
     ("proofs", [msgspec.structs.replace(sample_proof(), device_name="Other CPU")], "made on Other CPU"),
     ("proofs", [sample_proof(), OTHER_PROOF], "proofs are of different sources"),
+    ("compiled", compiled_proof(gradients=1.5), "gradients is 1.5 times its bound"),
+    ("compiled", msgspec.structs.replace(compiled_proof(), device_name="Other CPU"), "made on Other CPU"),
     ("dispatches", {"relu_squared_mlp/keep-output": 0}, "was chosen and never ran"),
     ("dispatches", {"relu_squared_mlp/triton": 4}, "was chosen and never ran"),
     ("events_sha256_tip", "0" * 64, "not the one the record was made from"),
@@ -88,6 +91,15 @@ def test_each_lie_is_found(tmp_path: Path, path: str, lie: object, told: str) ->
 def test_nothing_is_found_in_what_was_measured(tmp_path: Path) -> None:
     for seed_index, bpb in ((0, 2.5), (1, None), (7, 2.4)):
         assert verify(stored(tmp_path, *sample(seed_index=seed_index, bpb=bpb)), quick_track()) == []
+
+
+def test_a_proof_of_compiled_code_holds_where_code_was_compiled(tmp_path: Path) -> None:
+    record, events = sample()
+    proved = changed(record, "compiled", compiled_proof())
+    assert verify(stored(tmp_path / "compiled", proved, events), quick_track()) == []
+    eager = changed(proved, "shape.compiled", False)
+    problems = verify(stored(tmp_path / "eager", eager, events), quick_track())
+    assert any("in a run that compiled none" in problem for problem in problems), problems
 
 
 def test_an_edited_field_is_found(tmp_path: Path) -> None:
