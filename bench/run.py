@@ -23,7 +23,7 @@ from bench.host.collector import collected_by_hand
 from bench.host.console import Console
 from bench.host.device import Device, configure, open_device
 from bench.host.facts import MachineFacts
-from bench.host.machine import competing_processes
+from bench.host.machine import watch_others
 from bench.host.power import EnergyMeter
 from bench.host.provenance import provenance
 from bench.proving.compiled import error_ratios
@@ -133,9 +133,10 @@ class _Conductor:
     def conduct(self) -> Path | None:
         """The whole flow, one stage a line."""
         environment = self.request.environment
-        self.num_competing = len(competing_processes(with_siblings=self.ranks.size == 1))
+        others = watch_others(with_siblings=self.ranks.size == 1)
         with self.ledger.span("data"), self.ranks.in_turn():
             self._open_data()
+        self.num_competing = len(others())
         self._open_device()
         with self.ledger.span("proof"), self.ranks.in_turn():
             self._prove()

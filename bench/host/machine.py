@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.errors import PlanRefused
@@ -103,24 +103,33 @@ def usable_cores(limits: CgroupLimits) -> int:
     return max(1, min(affinity, int(limits.cpu_cores or affinity)))
 
 
-def competing_processes(
+def watch_others(
     *, busy_share: float = 0.2, sample_s: float = 0.1, with_siblings: bool = True
-) -> frozenset[int]:
-    """Ids of other processes, our own children excepted, that used more than this share of one core.
+) -> Callable[[], frozenset[int]]:
+    """From now on until what it returns is called, which gives the ids of the processes that were busy.
+
+    Those are others, our own children excepted, that used more than a share of one core.
 
     Args:
+        busy_share: that share.
+        sample_s: seconds to watch at least; what is left of them is waited for.
         with_siblings: count our parent's other children too; not where they are ranks of this run.
     """
     import psutil  # 25 ms, which a plan does not need
 
     root = psutil.Process(os.getpid() if with_siblings else os.getppid())
     ours = {root.pid, *(child.pid for child in root.children(recursive=True))}
-    before = _cpu_seconds(ours)
-    begun = time.perf_counter()
-    time.sleep(sample_s)
-    after = _cpu_seconds(ours)
-    budget_s = busy_share * (time.perf_counter() - begun)
-    return frozenset(key[0] for key in before.keys() & after.keys() if after[key] - before[key] > budget_s)
+    before, begun = _cpu_seconds(ours), time.perf_counter()
+
+    def busy() -> frozenset[int]:
+        time.sleep(max(0.0, begun + sample_s - time.perf_counter()))
+        after = _cpu_seconds(ours)
+        budget_s = busy_share * (time.perf_counter() - begun)
+        return frozenset(
+            key[0] for key in before.keys() & after.keys() if after[key] - before[key] > budget_s
+        )
+
+    return busy
 
 
 def _cpu_seconds(excluded: set[int]) -> dict[tuple[int, float], float]:

@@ -17,7 +17,7 @@ import pytest
 
 from bench.errors import PlanRefused
 from bench.host.facts import MachineFacts
-from bench.host.machine import competing_processes, detect, hardware_class
+from bench.host.machine import detect, hardware_class, watch_others
 from bench.host.power import list_gpus
 from tests.host.fakes import H100, gpu, machine
 
@@ -143,7 +143,7 @@ def test_a_busy_neighbour_is_seen_and_a_child_is_not() -> None:
     child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         time.sleep(0.1)
-        busy = competing_processes(sample_s=0.2)
+        busy = watch_others(sample_s=0.2)()
         assert neighbour_id in busy
         assert child.pid not in busy
     finally:
