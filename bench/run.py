@@ -235,7 +235,9 @@ class _Conductor:
         with self.ledger.span("compile" if self.plan.compiled else "warmup"):
             dtype = self.device.compute_dtype(self.plan.recipe.precision.compute)
             self.device.seed_everything(seed_stream(self.seed, "torch"))
-            return build_trainer(self.plan, self.device.torch_device, dtype, self.seed, self.ranks.group)
+            trainer = build_trainer(self.plan, self.device.torch_device, dtype, self.seed, self.ranks.group)
+        self.settings["polar_dtype"] = str(trainer.optimizer.polar_dtype).removeprefix("torch.")
+        return trainer
 
     def _restore(self, trainer: Trainer) -> tuple[int, str] | None:
         """Put the newest checkpoint back; where the event log then stands, or None without a checkpoint."""
@@ -295,10 +297,17 @@ class _Conductor:
             self.console.line("proving what was compiled (kept for the next run)")
             ratios = error_ratios(trainer, plan.device_sequences, plan.model.sequence_length)
             release_garbage()
+            if self.device.kind != "cpu":  # whose peak is the process's; others' are of what comes now
+                self.device.empty_cache()
+                self.device.reset_peak_memory()
             return ratios
 
+        before = dispatches()
         with self.ledger.span("proof"), self.ranks.in_turn():
-            return compiled_proof_for(plan, self.request.facts, space.root, space.proofs, made_now)
+            facts = self.request.facts
+            proof = compiled_proof_for(plan, facts, self.cpu_cores, space.root, space.proofs, made_now)
+        self.training.leave_out(dispatches(since=before))
+        return proof
 
     def _evaluate(self, trainer: Trainer) -> tuple[BitsPerByte | None, BitsPerByte | None, Probes | None]:
         """Final scores under probes; nothing is scored of a diverged run. The final weights are kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -211,6 +212,10 @@ class TrainingRun:
     def dispatches(self) -> dict[str, int]:
         """How often each implementation ran in the run so far."""
         return self.progress.dispatches(dispatches(since=self.dispatched_before))
+
+    def leave_out(self, made: dict[str, int]) -> None:
+        """These dispatches are no part of the run."""
+        self.dispatched_before = dict(Counter(self.dispatched_before) + Counter(made))
 
     def write(self, key: str, **value: object) -> None:
         """Append an event to the run's log; the first rank's is the run's."""

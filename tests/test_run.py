@@ -26,6 +26,7 @@ from bench.errors import (
 )
 from bench.host.clock import CATEGORIES, Ledger
 from bench.host.console import Console
+from bench.proving.proof import COMPILED
 from bench.records.schema import encode
 from bench.records.store import StoredRecord, read, read_all
 from bench.run import run
@@ -261,7 +262,8 @@ def test_what_is_compiled_is_proved_once_and_leaves_no_trace(
     assert len(made) == 1
     assert first.compiled == second.compiled
     assert first.compiled is not None
-    assert first.compiled.worst_error_ratios.keys() == {"loss", "gradients", "muon"}
+    assert first.compiled.worst_error_ratios.keys() == set(COMPILED)
+    assert first.dispatches == second.dispatches
     assert first.scores.weights_sha256 == second.scores.weights_sha256
     assert first.curves.losses == second.curves.losses
 

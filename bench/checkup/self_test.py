@@ -23,7 +23,7 @@ from bench.spec.recipe import Batch as BatchTable
 from bench.spec.recipe import Compile, Horizon, Kernels, Optimizer, Precision, Recipe, Schedule
 from bench.spec.recipe import Muon as MuonTable
 from bench.spec.workspace import Workspace
-from bench.training.build import build_trainer, steps_only
+from bench.training.build import build_trainer, polar_dtype, steps_only
 from bench.training.loop import StepsDone, Trainer, train
 from kernels.choices import REFERENCE
 
@@ -97,8 +97,9 @@ def stepped(
         VerificationFailed: they lie further apart than rounding explains.
     """
     references = msgspec.convert(dict.fromkeys(Kernels.__struct_fields__, REFERENCE), Kernels)
-    expected = train_steps(space, detect("cpu", environment={}), open_device("cpu"), name, references)
-    found = train_steps(space, facts, device, name, Kernels())
+    polar = polar_dtype(device.compute_dtype(name), device.torch_device)  # the CPU's may be another
+    expected = train_steps(space, detect("cpu", environment={}), open_device("cpu"), name, references, polar)
+    found = train_steps(space, facts, device, name, Kernels(), polar)
     pairs = zip(found.losses, expected.losses, strict=True)
     loss_error = max(abs(here - there) / there for here, there in pairs)
     errors = {name: relative_error(found.changes[name], change) for name, change in expected.changes.items()}
@@ -116,10 +117,11 @@ def stepped(
 
 
 def train_steps(
-    space: Workspace, facts: MachineFacts, device: Device, name: str, kernels: Kernels
+    space: Workspace, facts: MachineFacts, device: Device, name: str, kernels: Kernels, polar: torch.dtype
 ) -> Trained:
     """Train the small model from its seed on random tokens."""
     trainer, plan = _begin(space, facts, device, name, kernels)
+    trainer.optimizer.polar_dtype = polar
     before = _matrices(trainer)
     shape = (2, ROWS, MODEL.sequence_length)
     buffer = torch.randint(MODEL.vocab_size, shape, generator=torch.Generator().manual_seed(SEED))

@@ -31,7 +31,7 @@ from kernels.choices import REFERENCE
 _SOURCES = ("kernels", "bench/proving")
 _MEASURING = "bench"
 # And about what is compiled of a whole model.
-_COMPILED_SOURCES = (*_SOURCES, "model", "bench/training")
+_COMPILED_SOURCES = (*_SOURCES, "model", "bench/training", "bench/evaluation", "bench/host")
 
 
 def sources_sha256(root: Path, folders: Sequence[str] = _SOURCES) -> str:
@@ -88,18 +88,24 @@ def stored(folder: Path, op: str, implementation: str, sources: str, facts: Mach
 
 
 def compiled_proof_for(
-    plan: Plan, facts: MachineFacts, root: Path, folder: Path, error_ratios: Callable[[], dict[str, float]]
+    plan: Plan,
+    facts: MachineFacts,
+    cpu_cores: int,
+    root: Path,
+    folder: Path,
+    error_ratios: Callable[[], dict[str, float]],
 ) -> CompiledProof:
     """That of an earlier run of the same model on this machine, or one made now and kept.
 
     Args:
+        cpu_cores: of this rank; Inductor writes for a number of threads.
         root, folder: as in `proofs_for`.
         error_ratios: makes it (`bench.proving.compiled`); may raise ProofFailed.
     """
     proof = CompiledProof(
         schema=SCHEMA,
         sources_sha256=sources_sha256(root, _COMPILED_SOURCES),
-        compiled_sha256=_compiled_sha256(plan, facts.cpu_cores),
+        compiled_sha256=_compiled_sha256(plan, facts, cpu_cores),
         device_name=facts.device_name,
         versions={name: facts.versions[name] for name in COMPILERS if name in facts.versions},
         worst_error_ratios={},
@@ -110,16 +116,18 @@ def compiled_proof_for(
         kept = msgspec.json.decode(path.read_bytes(), type=CompiledProof)
     except (OSError, ValueError):
         kept = None
-    if kept is None or list(problems_of_compiled(kept, facts.device_name, facts.versions)):
+    same = kept and msgspec.structs.replace(proof, worst_error_ratios=kept.worst_error_ratios)
+    if kept is None or kept != same or list(problems_of_compiled(kept, facts.device_name, facts.versions)):
         kept = msgspec.structs.replace(proof, worst_error_ratios=error_ratios())
         _write(path, kept)
     return kept
 
 
-def _compiled_sha256(plan: Plan, cpu_cores: int) -> str:
-    """Of what decides about the compiled code; Inductor writes it for a number of threads."""
+def _compiled_sha256(plan: Plan, facts: MachineFacts, cpu_cores: int) -> str:
+    """Of what decides about the compiled code."""
     recipe = plan.recipe
-    parts: list[object] = [plan.model, plan.device_sequences, plan.kernels, cpu_cores]
+    parts: list[object] = [plan.model, plan.device_sequences, plan.world_size, plan.kernels]
+    parts += [cpu_cores, facts.cpu_model, facts.features]
     parts += [recipe.precision, recipe.compile, recipe.loss, recipe.optimizer.muon]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 

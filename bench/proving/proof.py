@@ -10,6 +10,7 @@ import msgspec
 from kernels.choices import REFERENCE
 
 SCHEMA = 1
+COMPILED = ("loss", "evaluation", "gradients", "muon")  # what is held to the references of what was compiled
 COMPILERS = ("torch", "triton")  # the versions that decide about compiled code, where there are
 LEAST_EXAMPLES = 20  # of each property, for a proof that lets a record in
 
@@ -47,7 +48,7 @@ class CompiledProof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     compiled_sha256: str  # of what the plan says of model, micro-batch, precision and kernels
     device_name: str
     versions: dict[str, str]
-    worst_error_ratios: dict[str, float]  # of the loss, of gradients, of the Muon step: at most 1
+    worst_error_ratios: dict[str, float]  # of each of `COMPILED`, at most 1
 
 
 def needed_versions(implementation: str, versions: Mapping[str, str]) -> dict[str, str]:
@@ -88,6 +89,7 @@ def problems_of_compiled(
     """What keeps it from vouching for what a run on this device had compiled."""
     needed = {name: versions[name] for name in COMPILERS if name in versions}
     yield from _common_faults(proof, device_name, needed)
+    yield from (f"it says nothing of {name}" for name in COMPILED if name not in proof.worst_error_ratios)
 
 
 def _faults(proof: Proof, device_name: str, versions: Mapping[str, str]) -> Iterator[str]:

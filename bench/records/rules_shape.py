@@ -19,6 +19,8 @@ CPU_CORE_FLOPS_PER_S = 1024 * 6e9
 # A step reads and writes every float32 weight once at least. Weights that a cache could hold are let off: the
 # largest on a declared device, B200's second level, has 126 MB.
 MASTER_BYTES = 8
+# Runs before were not asked for it.
+COMPILED_PROVED_SINCE = "2026-11-30"
 CACHED_BYTES = 256 * 10**6
 
 
@@ -151,6 +153,8 @@ def compiled(stored: StoredRecord, context: Context) -> Iterator[str]:
     """What was compiled met the references on the run's device, with its libraries."""
     record, facts = stored.record, stored.record.machine.facts
     if record.compiled is None:
+        if record.shape.compiled and record.created >= COMPILED_PROVED_SINCE:
+            yield "what was compiled was not held to the references"
         return
     if not record.shape.compiled:
         yield "a proof of compiled code in a run that compiled none"

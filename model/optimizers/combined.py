@@ -151,7 +151,7 @@ class MuonAdamW(torch.optim.Optimizer):
         stack_SMP = self._stacks[params[0]]
         for param, place in zip(params, stack_SMP, strict=False):
             assert param.data_ptr() == place.data_ptr(), f"a parameter of {group['name']} was moved elsewhere"
-        own_SMP, num_own = self._own_matrices(group)
+        own_SMP, num_own = self.own_matrices(group)
         if num_own:
             state = self.state[params[0]]
             self._step_matrices(group, own_SMP[:num_own], grads[0][:num_own], state, scales, skip)
@@ -159,7 +159,7 @@ class MuonAdamW(torch.optim.Optimizer):
             return []
         return [self._start(all_gather, stack_SMP, own_SMP.clone())]
 
-    def _own_matrices(self, group: dict[str, Any]) -> tuple[Tensor, int]:
+    def own_matrices(self, group: dict[str, Any]) -> tuple[Tensor, int]:
         """(this rank's share of the stack, how many matrices of it are not padding)."""
         stack_SMP = self._stacks[group["params"][0]]
         per_rank = len(stack_SMP) // self.world_size
@@ -171,7 +171,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Have the matrices' step compiled, on zeros; parameters and states stay the same."""
         for group in self.param_groups:
             if group["kind"] == "muon":
-                own_SMP, num_own = self._own_matrices(group)
+                own_SMP, num_own = self.own_matrices(group)
                 if num_own:
                     zeros_SMP = torch.zeros_like(own_SMP[:num_own])
                     scales = StepScales(learning_rate=0.0, momentum=0.9, weight_decay=0.0)

@@ -27,7 +27,9 @@ def test_every_check_passes_on_a_cpu() -> None:
 
 
 def test_training_from_a_seed_gives_the_same_bits_twice() -> None:
-    first, second = (train_steps(SPACE, facts(), open_device("cpu"), "float32", Kernels()) for _ in range(2))
+    first, second = (
+        train_steps(SPACE, facts(), open_device("cpu"), "float32", Kernels(), torch.float32) for _ in range(2)
+    )
     assert first.losses == second.losses
     assert all(torch.equal(change, second.changes[name]) for name, change in first.changes.items())
     assert all(change.norm() > 0 for change in first.changes.values())

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from bench.errors import ProofFailed
 from bench.proving import compiled, gate
-from bench.proving.compiled import error_ratios
+from bench.proving.compiled import error_ratios, muon_ratios
 from bench.proving.gate import compiled_proof_for
-from bench.proving.proof import SCHEMA, CompiledProof, problems_of_compiled
+from bench.proving.proof import COMPILED, SCHEMA, CompiledProof, problems_of_compiled
 from bench.spec.plan import Plan
 from bench.training.loop import Trainer
+from kernels.counting import dispatches
 from model.gpt import GPT
 from tests import tiny
 from tests.training.test_activity import LEVERS, built
 
-WHOLE = {"loss": 0.1, "gradients": 0.2, "muon": 0.3}
+WHOLE = dict.fromkeys(COMPILED, 0.1)
 
 
 def ratios_of(plan: Plan, trainer: Trainer) -> dict[str, float]:
@@ -95,6 +96,41 @@ def _not_a_number(model: GPT, tokens_BT: Tensor) -> Tensor:
     return hidden_BTD * torch.where(torch.arange(len(hidden_BTD)) == 3, torch.nan, 1.0)[:, None, None]
 
 
+def test_evaluation_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    """Its pass over the logits is compiled apart from training's."""
+    plan, trainer = built(tmp_path, precision={"compute": "bfloat16"})
+    kernels = trainer.model.kernels
+
+    def loss(*tensors: Tensor, reduction: str, **options: Any) -> Tensor:
+        found: Tensor = kernels.linear_cross_entropy(*tensors, reduction=reduction, **options)
+        return found - 0.1 if reduction == "none" else found
+
+    trainer.model.kernels = kernels._replace(linear_cross_entropy=loss)
+    with pytest.raises(ProofFailed, match="the losses of evaluation"):
+        ratios_of(plan, trainer)
+
+
+def test_float16_is_held_to_the_references_whatever_the_scale(tmp_path: Path) -> None:
+    """One at which its gradients overflow is the run's own to lower."""
+    precision = {"compute": "float16", "initial_loss_scale": 2.0**40}
+    plan, trainer = built(tmp_path, precision=precision)
+    assert max(ratios_of(plan, trainer).values()) < 0.5
+    assert trainer.scaler is not None
+    assert trainer.scaler.scale.item() == 2.0**40
+
+
+def test_long_rows_are_held_to_what_is_no_larger_than_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, trainer = built(tmp_path, precision={"compute": "bfloat16"})
+    short = ratios_of(plan, trainer)
+    monkeypatch.setattr(compiled, "LONG", plan.model.sequence_length)
+    before = dispatches()
+    long = ratios_of(plan, trainer)
+    assert dispatches(since=before).keys() >= {"attention/blocked", "linear_cross_entropy/chunked"}
+    assert max(*short.values(), *long.values()) < 0.5
+
+
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("mutant", "words"),
@@ -126,18 +162,37 @@ def _plain_momentum(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return direction
 
 
+def _zeros(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, *rest: torch.zeros_like(real(x, *rest))
+
+
+def _backwards(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, *rest: -real(x, *rest)
+
+
 def _a_step_less(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x, steps, *rest: real(x, steps - 1, *rest)
 
 
+@pytest.mark.parametrize("polar", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("op", "mutant"),
-    [("muon_update", _no_decay), ("muon_direction", _plain_momentum), ("polar_express", _a_step_less)],
+    [
+        ("muon_update", _no_decay),
+        ("muon_direction", _plain_momentum),
+        ("polar_express", _a_step_less),
+        ("polar_express", _zeros),
+        ("polar_express", _backwards),
+    ],
 )
 def test_a_muon_step_that_computes_something_else_is_refused(
-    tmp_path: Path, op: str, mutant: Callable[[Any], Any]
+    tmp_path: Path, op: str, mutant: Callable[[Any], Any], polar: torch.dtype
 ) -> None:
-    plan, trainer = built(tmp_path)
+    """At the widths of models, too, where the numbers of an orthogonal matrix are small."""
+    plan, trainer = built(tmp_path, model={"aspect_ratio": 128})
+    trainer.optimizer.polar_dtype = polar
+    assert max(param.numel() for param in trainer.model.blocks.parameters()) == 1024 * 256
+    assert muon_ratios(trainer, torch.Generator().manual_seed(1))
     kernels = trainer.optimizer.kernels
     trainer.optimizer.kernels = kernels._replace(**{op: mutant(getattr(kernels, op))})
     with pytest.raises(ProofFailed, match=f"{op} of matrix"):
@@ -169,8 +224,9 @@ def test_a_proof_is_made_once_for_what_is_compiled(tmp_path: Path) -> None:
     plan, facts, folder, made = tiny.request(space).plan, tiny.facts(), tmp_path / "proofs", []
 
     def proof_for(plan: Plan, cpu_cores: int = 1) -> CompiledProof:
-        here = msgspec.structs.replace(facts, cpu_cores=cpu_cores)
-        return compiled_proof_for(plan, here, tiny_root(), folder, lambda: made.append(1) or WHOLE)
+        return compiled_proof_for(
+            plan, facts, cpu_cores, tiny_root(), folder, lambda: made.append(1) or WHOLE
+        )
 
     first = proof_for(plan)
     assert first.worst_error_ratios == WHOLE
@@ -193,6 +249,10 @@ def test_a_proof_is_made_once_for_what_is_compiled(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-9])
     assert proof_for(plan) == first
     assert len(made) == 5
+    (kept,) = (path for path in folder.iterdir() if path.read_bytes().endswith(b"}\n"))
+    kept.write_bytes(kept.read_bytes().replace(first.compiled_sha256.encode(), b"0" * 64))
+    assert proof_for(plan) == first
+    assert len(made) == 6
 
 
 def tiny_root() -> Path:
@@ -205,9 +265,9 @@ def tiny_root() -> Path:
         ({"device_name": "another"}, "made on another"),
         ({"schema": SCHEMA + 1}, "schema"),
         ({"versions": {"torch": "1.0"}}, "made with"),
-        ({"worst_error_ratios": {}}, "names no property"),
-        ({"worst_error_ratios": {"loss": 1.01}}, "loss is 1.01 times"),
-        ({"worst_error_ratios": {"loss": float("nan")}}, "loss is nan times"),
+        ({"worst_error_ratios": dict.fromkeys(COMPILED[1:], 0.0)}, "says nothing of loss"),
+        ({"worst_error_ratios": WHOLE | {"loss": 1.01}}, "loss is 1.01 times"),
+        ({"worst_error_ratios": WHOLE | {"loss": float("nan")}}, "loss is nan times"),
     ],
 )
 def test_a_proof_of_something_else_does_not_vouch(change: dict[str, Any], problem: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bench.host.clock import CATEGORIES
-from bench.proving.proof import LEAST_EXAMPLES, CompiledProof, Proof
+from bench.proving.proof import COMPILED, LEAST_EXAMPLES, CompiledProof, Proof
 from bench.proving.proof import SCHEMA as PROOF_SCHEMA
 from bench.records.events import GENESIS, chained
 from bench.records.schema import (
@@ -158,7 +158,7 @@ def compiled_proof(**ratios: float) -> CompiledProof:
         compiled_sha256="5" * 64,
         device_name="Example CPU",
         versions={"torch": "2.13.0"},
-        worst_error_ratios=ratios or {"loss": 0.1, "gradients": 0.2, "muon": 0.1},
+        worst_error_ratios=dict.fromkeys(COMPILED, 0.1) | ratios,
     )
 
 

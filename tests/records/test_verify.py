@@ -97,6 +97,9 @@ def test_a_proof_of_compiled_code_holds_where_code_was_compiled(tmp_path: Path) 
     record, events = sample()
     proved = changed(record, "compiled", compiled_proof())
     assert verify(stored(tmp_path / "compiled", proved, events), quick_track()) == []
+    later = changed(record, "created", "2026-12-01T12:00:00Z")
+    problems = verify(stored(tmp_path / "later", later, events), quick_track())
+    assert any("was not held to the references" in problem for problem in problems), problems
     eager = changed(proved, "shape.compiled", False)
     problems = verify(stored(tmp_path / "eager", eager, events), quick_track())
     assert any("in a run that compiled none" in problem for problem in problems), problems
