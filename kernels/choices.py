@@ -132,7 +132,7 @@ def dtype_given(op: str, compute: str) -> str:
     """The dtype that an op is given in a run of this compute dtype.
 
     The optimizer's ops work on float32; but for the polar iteration, and that is in the compute dtype unless
-    that is float16.
+    that is float16, or the processor has no units for it: float32 then, of which every proof is, too.
     """
     return "float32" if compute == "float16" and op in OPTIMIZER_OPS else compute
 
