@@ -37,6 +37,7 @@ from kernels.dispatch import Kernels, bind
 from model.attention import rotary_tables
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.optimizers.muon import state_shapes
 
 # An error may be so many times that of the eager references, plus this share of the truth. Of quick (bf16,
 # AVX2, fused kernels, compiled) the matrices then come to 0.08 to 0.12 of it, scalars and gates to 0.18.
@@ -242,9 +243,8 @@ def _step_ratios(
 
     def update(kernels: Kernels, exact: bool) -> Tensor:
         moved = cast(params, exact)
-        second = moved.new_full((*moved.shape[:-1], 1), 0.5) if group["beta2"] else None
-        if second is not None and moved.shape[-2] < moved.shape[-1]:
-            second = moved.new_full((len(moved), 1, moved.shape[-1]), 0.5)
+        shape = state_shapes(moved[0], group["beta2"]).get("second_moment")
+        second = None if shape is None else moved.new_full((len(moved), *shape), 0.5)
         kernels.muon_update(
             moved,
             cast(direction, exact),

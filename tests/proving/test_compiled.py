@@ -192,7 +192,7 @@ def test_a_muon_step_that_computes_something_else_is_refused(
     plan, trainer = built(tmp_path, model={"aspect_ratio": 128})
     trainer.optimizer.polar_dtype = polar
     assert max(param.numel() for param in trainer.model.blocks.parameters()) == 1024 * 256
-    assert muon_ratios(trainer, torch.Generator().manual_seed(1))
+    assert max(muon_ratios(trainer, torch.Generator().manual_seed(1)).values()) <= 1.0
     kernels = trainer.optimizer.kernels
     trainer.optimizer.kernels = kernels._replace(**{op: mutant(getattr(kernels, op))})
     with pytest.raises(ProofFailed, match=f"{op} of matrix"):
