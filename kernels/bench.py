@@ -112,7 +112,7 @@ def _rows_of(op: str, setting: _Setting) -> list[Row]:
     # On a GPU the polar step is measured on square matrices too: kernels take another way there.
     for stacked in ("long", "square") if op == "polar_express" and device.type == "cuda" else ("long",):
         case = make_case(op, shapes, device, dtype, SEED, stacked)
-        rows += measure_case(case, device, subjects(op, device, compiled), rounds, stopwatch, rates)
+        rows += measure_case(case, device, subjects(op, device, dtype, compiled), rounds, stopwatch, rates)
         del case
         gc.collect()
         if device.type == "cuda":

@@ -14,7 +14,7 @@ import torch
 from kernels.bench_cases import SHAPES, Case, make_case
 from kernels.bench_measure import Rates, Spread, Stopwatch, dtype_name, extra_peak_bytes
 from kernels.bench_run import error_ratios, given, run
-from kernels.choices import REFERENCE, provable
+from kernels.choices import REFERENCE, provable, runs_in
 from kernels.dispatch import COMPILE_THEIR_PASSES, implementation
 
 COMPILED = "reference compiled"
@@ -46,11 +46,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     left_out: str = ""  # why none was asked for
 
 
-def subjects(op: str, device: torch.device, compiled: bool) -> dict[str, Loader]:
+def subjects(op: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[str, Loader]:
     """What is measured, the eager reference first: functions that load what training would call."""
     if compiled:
         torch.compiler.reset()  # one function is compiled a limited number of times
-    names = [REFERENCE, *([COMPILED] if compiled else []), *provable(op, device.type)]
+    fused = [name for name in provable(op, device.type) if runs_in(op, name, dtype_name(dtype))]
+    names = [REFERENCE, *([COMPILED] if compiled else []), *fused]
     return {name: partial(_load, op, name, compiled) for name in names}
 
 

@@ -16,6 +16,7 @@ from kernels.choices import IMPLEMENTATIONS, REFERENCE, Choice
 _HOMES = {
     ("attention", REFERENCE): "kernels.reference:sliding_window_attention",
     ("attention", "blocked"): "kernels.sliding_window_attention:sliding_window_attention",
+    ("attention", "sdpa"): "kernels.sliding_window_attention:sdpa_attention",
     ("attention", "varlen"): "kernels.sliding_window_attention:varlen_attention",
     ("attention", "triton"): "kernels.triton_ops.sliding_window_attention:sliding_window_attention",
     ("fp8_linear", REFERENCE): "kernels.reference_fp8:fp8_linear",

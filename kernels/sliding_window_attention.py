@@ -1,4 +1,4 @@
-"""Causal sliding-window attention by blocks of queries, and torch's flash attention with a window.
+"""Causal sliding-window attention by blocks of queries, and torch's own, with a window on CUDA.
 
 `sliding_window_attention` lets each block of queries meet only the keys it may see: work grows with T x
 (window + block) instead of T x T, memory with T alone, for the backward computes the probabilities again
@@ -26,6 +26,7 @@ from kernels.reference import accumulation_dtype
 
 BLOCK = 128
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_WIDE_DTYPES = (torch.float64, torch.float32)
 _HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -181,6 +182,20 @@ def sliding_window_attention(
     return y_BTHK
 
 
+def _for_each_query_head(q_BTHK: Tensor, *of_keys_BTGK: Tensor) -> list[Tensor]:
+    repeats = q_BTHK.shape[2] // of_keys_BTGK[0].shape[2]
+    return [x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in of_keys_BTGK]
+
+
+def sdpa_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int) -> Tensor:
+    """torch's causal attention in float32 or float64 where the window covers the row, in blocks elsewhere."""
+    require_attention_arguments(q_BTHK, k_BTGK, v_BTGK, window, _WIDE_DTYPES)
+    ran("attention", "sdpa")
+    if window >= q_BTHK.shape[1] - 1:
+        return _full(q_BTHK, k_BTGK, v_BTGK)
+    return sliding_window_attention(q_BTHK, k_BTGK, v_BTGK, window)
+
+
 @lru_cache(maxsize=16)
 def _cached_row_starts(num_rows: int, num_tokens: int, device: torch.device) -> Tensor:
     # Made outside inference mode even if an evaluation asks first: the training step saves it for backward.
@@ -193,17 +208,20 @@ def _row_starts(num_rows: int, num_tokens: int, device: torch.device) -> Tensor:
     return torch.arange(num_rows + 1, dtype=torch.int32, device=device) * num_tokens
 
 
-def _full(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+def _full(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
+    if q_BTHK.device.type != "cpu":  # of CUDA's kernels not all know groups
+        k_BTGK, v_BTGK = _for_each_query_head(q_BTHK, k_BTGK, v_BTGK)
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
+    is_grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped).transpose(1, 2)
 
 
-def _windowed(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, window: int) -> Tensor:
+def _windowed(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int) -> Tensor:
     B, T = q_BTHK.shape[:2]
     # Dynamo sees through no cache; a compiled graph makes the starts once for all layers.
     row_starts = _row_starts if torch.compiler.is_compiling() else _cached_row_starts
     starts = row_starts(B, T, q_BTHK.device)
-    q, k, v = (x.flatten(0, 1) for x in (q_BTHK, k_BTHK, v_BTHK))
+    q, k, v = (x.flatten(0, 1) for x in (q_BTHK, *_for_each_query_head(q_BTHK, k_BTGK, v_BTGK)))
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # all that the kernel demands
     from torch.nn.attention import varlen  # loads the compiler, which nothing but this needs at import
 
@@ -228,8 +246,6 @@ def varlen_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, window: int
     if q_BTHK.device.type != "cuda":
         raise RuntimeError(f"q_BTHK: on {q_BTHK.device}; torch's windowed flash attention runs on CUDA only")
     ran("attention", "varlen")
-    repeats = q_BTHK.shape[2] // k_BTGK.shape[2]
-    k, v = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (k_BTGK, v_BTGK))
     if window >= q_BTHK.shape[1] - 1:
-        return _full(q_BTHK, k, v)
-    return _windowed(q_BTHK, k, v, window)
+        return _full(q_BTHK, k_BTGK, v_BTGK)
+    return _windowed(q_BTHK, k_BTGK, v_BTGK, window)

@@ -13,6 +13,7 @@ from kernels.dispatch import implementation
 # compute in float32 and are not written for it.
 TORCH_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16)
+WIDE_DTYPES = (torch.float64, torch.float32)
 HALF_DTYPES = (torch.bfloat16,)  # all that torch's flash attention takes, besides float16
 # What serves runs in float16 (kernels.choices) and meets it.
 IN_FLOAT16 = (
@@ -35,6 +36,6 @@ class Subject(NamedTuple):
 
 def subject(op: str, name: str, device: torch.device) -> Subject:
     """The implementation `name` of `op`, to be proved on `device`."""
-    dtypes = {"triton": TRITON_DTYPES, "varlen": HALF_DTYPES}.get(name, TORCH_DTYPES)
+    dtypes = {"triton": TRITON_DTYPES, "sdpa": WIDE_DTYPES, "varlen": HALF_DTYPES}.get(name, TORCH_DTYPES)
     dtypes += (torch.float16,) if (op, name) in IN_FLOAT16 else ()
     return Subject(op, name, implementation(op, name), implementation(op, "reference"), device, dtypes)

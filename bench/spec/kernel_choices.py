@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bench.spec.recipe import Recipe
-from kernels.choices import ALWAYS, CUDA_ONLY, IMPLEMENTATIONS, Choice, choose, runs_in_float16
+from kernels.choices import ALWAYS, CUDA_ONLY, IMPLEMENTATIONS, Choice, choose, runs_in
 from model.config import ModelConfig
 from model.flops import fp8_share
 
@@ -28,12 +28,11 @@ def kernel_refusals(recipe: Recipe, choices: tuple[Choice, ...], device_kind: st
         for choice in choices
         if choice.implementation in CUDA_ONLY and device_kind != "cuda"
     ]
-    if recipe.precision.compute != "float16":
-        return refusals
-    if recipe.precision.fp8 != "off":
+    compute = recipe.precision.compute
+    if compute == "float16" and recipe.precision.fp8 != "off":
         refusals.append("precision.fp8 with float16: every device that multiplies fp8 has bfloat16")
     return refusals + [
-        f"kernels.{choice.op}: {choice.implementation} is not proved in float16; leave it to the plan"
+        f"kernels.{choice.op}: {choice.implementation} is not proved in {compute}; leave it to the plan"
         for choice in choices
-        if not runs_in_float16(choice)
+        if not runs_in(choice.op, choice.implementation, compute)
     ]

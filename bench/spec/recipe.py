@@ -221,7 +221,7 @@ class Kernels(Table, frozen=True, kw_only=True):
         Literal["auto", "reference", "triton"], Meta(description="rotation and norm of q and k")
     ] = "auto"
     attention: Annotated[
-        Literal["auto", "reference", "blocked", "varlen", "triton"],
+        Literal["auto", "reference", "blocked", "sdpa", "varlen", "triton"],
         Meta(description="causal attention in a window"),
     ] = "auto"
     relu_squared_mlp: Annotated[

@@ -17,9 +17,10 @@ from kernels import reference
 from kernels import sliding_window_attention as module
 from kernels.counting import dispatches
 from kernels.dispatch import implementation
-from kernels.sliding_window_attention import sliding_window_attention, varlen_attention
+from kernels.sliding_window_attention import sdpa_attention, sliding_window_attention, varlen_attention
 
 Attention = Callable[..., Tensor]
+HALF = torch.bfloat16
 
 
 def heads(
@@ -34,7 +35,7 @@ def heads(
     ]
 
 
-@pytest.fixture(params=["blocked", "triton"])
+@pytest.fixture(params=["blocked", "sdpa", "triton"])
 def fused(request: pytest.FixtureRequest) -> Attention:
     if request.param == "triton":
         pytest.importorskip("triton")
@@ -73,6 +74,21 @@ def test_blocks_have_queries() -> None:
         sliding_window_attention(*heads(), 1, block=0)
 
 
+def test_sdpa_takes_no_half_of_a_dtype() -> None:
+    with pytest.raises(TypeError, match="q_BTHK: dtype bfloat16, expected float64, float32"):
+        sdpa_attention(*heads(dtype=HALF), 3)
+
+
+@pytest.mark.parametrize("num_heads", [2, 6])
+@pytest.mark.parametrize("window", [3, 8, 100])
+def test_sdpa_is_the_reference_at_every_window(window: int, num_heads: int) -> None:
+    """At 8 keys to the left nine tokens see all, by torch's kernel; at 3 by blocks."""
+    inputs = heads(dtype=torch.float64, num_heads=num_heads)
+    expected = run(reference.sliding_window_attention, inputs, window)
+    for x, y in zip(run(sdpa_attention, inputs, window), expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
+
+
 def test_the_kernels_name_what_they_cannot_take() -> None:
     pytest.importorskip("triton")
     triton = implementation("attention", "triton")
@@ -107,8 +123,11 @@ def test_no_rows_give_no_rows(fused: Attention) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_every_time(fused: Attention, dtype: torch.dtype) -> None:
-    first, second = (run(fused, heads(dtype=dtype), 4) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    if fused is sdpa_attention and dtype == HALF:
+        pytest.skip("float32 and float64 only")
+    for window in (4, 100):
+        first, second = (run(fused, heads(dtype=dtype), window) for _ in range(2))
+        assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 def test_only_inputs_output_and_a_number_a_row_live_until_the_backward(fused: Attention) -> None:
@@ -157,12 +176,12 @@ def test_the_kernels_keep_torchs_contract() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own, on its first import
 def test_it_compiles_whole(fused: Attention) -> None:
     compiled = torch.compile(fused, fullgraph=True)
-    for x, y in zip(run(compiled, heads(), 4), run(fused, heads(), 4), strict=True):
+    window = 100 if fused is sdpa_attention else 4
+    for x, y in zip(run(compiled, heads(), window), run(fused, heads(), window), strict=True):
         assert torch.equal(x, y)
 
 
 # torch's kernel needs CUDA: here its interface, and what is done around it.
-HALF = torch.bfloat16
 
 
 def test_varlen_runs_where_its_kernel_does() -> None:

@@ -7,7 +7,7 @@ import pytest
 from bench.proving.subject import IN_FLOAT16
 from bench.spec.kernel_choices import kernel_choices
 from bench.spec.plan import model_config
-from kernels.choices import IMPLEMENTATIONS, OPTIMIZER_OPS, REFERENCE, dtype_given, runs_in_float16
+from kernels.choices import IMPLEMENTATIONS, OPTIMIZER_OPS, REFERENCE, dtype_given, runs_in
 from tests.spec.recipes import CPU, H100X8, plan, recipe
 
 FLOAT16 = "[precision]\ncompute = 'float16'\n"
@@ -21,21 +21,24 @@ def test_in_float16_only_what_is_proved_in_it_is_chosen(kind: str) -> None:
     choices = kernel_choices(made, model_config(made), kind)
     assert {choice.op for choice in choices} == set(IMPLEMENTATIONS) - {"fp8_linear"}
     for choice in choices:
-        assert runs_in_float16(choice)
+        assert runs_in(choice.op, choice.implementation, "float16")
         if choice.op not in OPTIMIZER_OPS and choice.implementation != REFERENCE:
             assert (choice.op, choice.implementation) in IN_FLOAT16
     assert {choice.op: choice.implementation for choice in choices}["adamw"] == "fused"
 
 
-def test_in_other_dtypes_nothing_changes() -> None:
-    made = recipe(EVERY_OP)
-    for kind in ("cpu", "mps", "cuda"):
-        bfloat16 = kernel_choices(made, model_config(made), kind)
-        whole = recipe(EVERY_OP + "[precision]\ncompute = 'float32'\n")
-        assert kernel_choices(whole, model_config(whole), kind) == bfloat16
-    chosen = {choice.op: choice.implementation for choice in bfloat16}
-    assert chosen["attention"] == "varlen"
-    assert chosen["linear_cross_entropy"] == "triton"
+@pytest.mark.parametrize(
+    ("kind", "in_bfloat16", "in_float32"),
+    [("cpu", "blocked", "sdpa"), ("mps", "blocked", "blocked"), ("cuda", "varlen", "sdpa")],
+)
+def test_in_float32_attention_alone_changes(kind: str, in_bfloat16: str, in_float32: str) -> None:
+    """varlen takes no float32; SDPA takes no bfloat16 at the blocks' speed, and keeps T x T on a Mac."""
+    half, whole = (
+        dict(choice[:2] for choice in kernel_choices(made, model_config(made), kind))
+        for made in (recipe(EVERY_OP), recipe(EVERY_OP + "[precision]\ncompute = 'float32'\n"))
+    )
+    assert (half.pop("attention"), whole.pop("attention")) == (in_bfloat16, in_float32)
+    assert half == whole
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,14 @@ def test_what_is_asked_for_and_not_proved_in_float16_is_refused(table: str, refu
     [found] = plan(table + FLOAT16, H100X8).refusals
     assert found.startswith(refusal)
     assert not plan(table, H100X8).refusals
+
+
+@pytest.mark.parametrize(("name", "compute"), [("sdpa", "bfloat16"), ("varlen", "float32")])
+def test_what_takes_another_dtype_is_refused(name: str, compute: str) -> None:
+    asked = f"[kernels]\nattention = '{name}'\n[precision]\ncompute = '{compute}'\n"
+    assert plan(asked, H100X8).refusals == [
+        f"kernels.attention: {name} is not proved in {compute}; leave it to the plan"
+    ]
 
 
 def test_fp8_beside_float16_is_refused() -> None:
