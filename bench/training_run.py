@@ -12,6 +12,7 @@ from bench.data.loader import Progress as Coverage
 from bench.data.prepared import Prepared
 from bench.evaluation.bits_per_byte import BitsPerByte, documents_bpb
 from bench.evaluation.probes import weights_sha256
+from bench.host.circumstances import Circumstances
 from bench.host.clock import CATEGORIES, Ledger
 from bench.host.console import Console
 from bench.host.device import Device
@@ -60,13 +61,15 @@ class TrainingRun:
         folder: Path,
         device: Device,
         prepared: Prepared,
+        begun: Circumstances,
         progress: RunProgress,
         ledger: Ledger,
         console: Console,
         dispatched_before: dict[str, int],
     ) -> None:
         self.ranks, self.plan, self.seed, self.folder, self.device = ranks, plan, seed, folder, device
-        self.prepared, self.progress, self.ledger, self.console = prepared, progress, ledger, console
+        self.prepared, self.begun = prepared, begun
+        self.progress, self.ledger, self.console = progress, ledger, console
         self.dispatched_before = dispatched_before
         self.saved_step = progress.step
 
@@ -203,6 +206,7 @@ class TrainingRun:
             self.plan.sha256,
             self.seed,
             self.prepared.text_sha256,
+            self.begun,
             self.log,
             self.ledger,
             self.dispatches(),

@@ -26,6 +26,7 @@ from bench.errors import (
 )
 from bench.host.clock import CATEGORIES, Ledger
 from bench.host.console import Console
+from bench.host.provenance import Provenance
 from bench.proving.proof import COMPILED
 from bench.records.schema import encode
 from bench.records.store import StoredRecord, read, read_all
@@ -287,6 +288,18 @@ def test_a_run_whose_compiled_code_is_wrong_does_not_train(
     assert error.value.exit_code == 4
     assert len(read_all(space.records)) == 1
     assert not list(folder_path(space.runs, "tiny", "tiny", 1).glob("step-*"))
+
+
+def test_code_that_changes_while_it_runs_is_remarked(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record names the commit that was there when training began."""
+    began = Provenance("a" * 40, "")
+    monkeypatch.setattr("bench.host.circumstances.provenance", lambda _: began)
+    monkeypatch.setattr(conductor, "is_code_of", lambda _, code: code != began)
+    record = tiny.run_here(space).record
+    assert record.identity.git_commit == began.commit
+    assert "the code was changed while it ran" in record.warnings
 
 
 def test_the_console_says_what_happens(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.host.circumstances import Circumstances
 from bench.host.clock import Ledger
 from bench.records.events import EventLog, read_events
 from bench.training.checkpoint import CARRIED, RunState
@@ -50,6 +51,7 @@ class RunProgress:
         plan_sha256: str,
         seed: int,
         text_sha256: str,
+        circumstances: Circumstances,
         log: EventLog,
         ledger: Ledger,
         dispatches: dict[str, int],
@@ -61,6 +63,7 @@ class RunProgress:
             plan_sha256=plan_sha256,
             seed=seed,
             text_sha256=text_sha256,
+            circumstances=circumstances,
             events_bytes=log.num_bytes,
             events_tip=log.tip,
             seconds=spent_s,

@@ -14,16 +14,10 @@ import msgspec
 from msgspec import Meta
 
 from bench.errors import DataError, VerificationFailed
+from bench.host.circumstances import deciding, differences
 from bench.host.facts import MachineFacts
 from bench.records.schema import Record, encode
 
-# Facts of a machine by which libraries choose their code and share out their sums.
-_DECIDING = {
-    "device_name": "device",
-    "cpu_model": "processor",
-    "features": "instructions",
-    "cpu_cores": "cores",
-}
 Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="sha256 of a record file")]
 Day = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")]
 
@@ -55,19 +49,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def bits_depend_on(record: Record, facts: MachineFacts) -> list[str]:
     """What of this machine is not the record's and may change a result's last bits, each told in words."""
-    then, now = record.machine.facts, msgspec.json.decode(msgspec.json.encode(facts))
-    here = {name: now[name] for name in _DECIDING} | {"torch": now["versions"].get("torch")}
-    there = {name: then.get(name) for name in _DECIDING} | {"torch": then.get("versions", {}).get("torch")}
-    words = {**_DECIDING, "torch": "torch"}
-    return [
-        f"{words[name]} {_told(here[name])}, not {_told(there[name])}"
-        for name in here
-        if here[name] != there[name]
-    ]
-
-
-def _told(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return differences(deciding(record.machine.facts), deciding(msgspec.to_builtins(facts)))
 
 
 def record_sha256(record: Record) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.data.storage import sha256_file, sync_folder, write_synced, writing
 from bench.errors import DataError
+from bench.host.circumstances import Circumstances
 from bench.training.loop import Trainer
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -41,6 +42,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dispatches: dict[str, int] = {}
     tensors_sha256: str = ""
     text_sha256: str = ""  # of the prepared tokens
+    circumstances: Circumstances | None = None  # None where an older run did not say
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

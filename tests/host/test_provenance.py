@@ -10,26 +10,6 @@ import pytest
 from bench.host.provenance import Provenance, is_code_of, provenance
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A repository with one commit and a user's settings that would change a diff."""
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "run.py").write_text("x = 1\n")
-    (tmp_path / "README.md").write_text("read me\n")
-    (tmp_path / ".gitattributes").write_text("*.py diff=shout\n")
-    for words in (
-        ["init", "--quiet"],
-        ["config", "user.name", "t"],
-        ["config", "user.email", "t@example.org"],
-        ["config", "diff.external", "false"],
-        ["config", "diff.shout.textconv", "false"],
-        ["add", "."],
-        ["commit", "--quiet", "--no-verify", "-m", "one"],
-    ):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
-    return tmp_path
-
-
 def test_a_clean_checkout_has_its_commit_and_no_hash(checkout: Path) -> None:
     found = provenance(checkout)
     assert len(found.commit) == 40

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -204,6 +205,23 @@ def test_a_checkpoint_of_another_recipe_or_seed_is_refused(
     tiny.write_recipe(space, schedule={"final_lr_fraction": 0.5})
     with pytest.raises(DataError, match="another plan or seed"):
         tiny.run_here(space, resume=True)
+
+
+def test_another_machine_or_other_code_does_not_go_on(
+    space: Workspace, whole: StoredRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One record names one machine and one commit, and half of its steps would be another's."""
+    interrupt(space, monkeypatch, 4)
+    with monkeypatch.context() as patch:
+        other = msgspec.structs.replace(tiny.facts(), cpu_model="Other CPU")
+        patch.setattr(tiny, "facts", lambda: other)
+        with pytest.raises(DataError, match=r"the checkpoint of step 2 was begun .*processor Other CPU, not"):
+            tiny.run_here(space, resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.host.circumstances.is_code_of", lambda *_: False)
+        with pytest.raises(DataError, match="other code"):
+            tiny.run_here(space, resume=True)
+    resume(space, whole)
 
 
 def test_a_log_that_does_not_lead_to_the_checkpoint_is_refused(
