@@ -65,6 +65,7 @@ RULES: tuple[Rule, ...] = (
     Rule("whole-text", True, rules_scores.whole_text),
     Rule("data-disjoint", True, rules_scores.data_disjoint),
     Rule("same-text", True, rules_scores.same_text),
+    Rule("same-tokenizer", True, rules_scores.same_tokenizer),
     Rule("probes", True, rules_scores.probes),
     Rule("core", True, rules_scores.core),
     Rule("core-whole", True, rules_scores.core_whole),

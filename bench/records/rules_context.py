@@ -24,6 +24,7 @@ from model.flops import flops_per_token, scaling_parameters
 
 Series = Sequence[Record]
 SeriesKey = tuple[str, str, str, str]
+TokenizerKey = tuple[str, str, int, str]
 
 
 class Context(NamedTuple):
@@ -43,6 +44,7 @@ class Context(NamedTuple):
     field: Sequence[Series]  # all series of this track over this text
     alike: Mapping[int, Sequence[str]]  # by a series' id: recipes that it is not told apart from
     reference: Record  # the oldest record of the field
+    same_vocabulary: Record  # the oldest of those that ask for the same tokenizer
     same_log: Sequence[Record]  # all whose event log ends as this one's, this one among them
 
 
@@ -81,6 +83,15 @@ def series_key(record: Record) -> SeriesKey:
     return identity.track, record.data.corpus_sha256, identity.recipe, identity.recipe_sha256
 
 
+def tokenizer_key(record: Record, named: NamedTrack | None) -> TokenizerKey:
+    """What a tokenizer follows from: a corpus, how much of it is looked at, how many tokens are wanted."""
+    asked = record.identity.recipe_resolved.get("data")
+    scaled = named.track.scale.get("data", {}) if named is not None else {}
+    data = {**(asked if isinstance(asked, dict) else {}), **scaled}
+    chars = str(data.get("tokenizer_chars"))
+    return record.identity.track, record.data.corpus_sha256, record.data.vocab_size, chars
+
+
 def contexts(
     stored: Iterable[StoredRecord], tracks: Mapping[str, NamedTrack]
 ) -> list[tuple[StoredRecord, Context]]:
@@ -95,13 +106,17 @@ class _Neighbours(NamedTuple):
     fields: Mapping[tuple[str, str], Sequence[Series]]
     alike: Mapping[tuple[str, str], Mapping[int, Sequence[str]]]
     oldest: Mapping[tuple[str, str], Record]
+    tokenizers: Mapping[TokenizerKey, Record]  # the oldest record of each
     logs: Mapping[str, Sequence[Record]]
 
 
 def _neighbours(records: Sequence[Record], tracks: Mapping[str, NamedTrack]) -> _Neighbours:
     groups: dict[SeriesKey, list[Record]] = defaultdict(list)
     logs: dict[str, list[Record]] = defaultdict(list)
+    tokenizers: dict[TokenizerKey, Record] = {}
     for record in records:
+        wanted = tokenizer_key(record, tracks.get(record.identity.track))
+        tokenizers[wanted] = min(tokenizers.get(wanted, record), record, key=age)
         groups[series_key(record)].append(record)
         logs[record.events_sha256_tip].append(record)
     fields: dict[tuple[str, str], list[Series]] = defaultdict(list)
@@ -110,7 +125,7 @@ def _neighbours(records: Sequence[Record], tracks: Mapping[str, NamedTrack]) -> 
         fields[key[:2]].append(group)
     oldest = {key: min((one for series in field for one in series), key=age) for key, field in fields.items()}
     told = {key: _alike(field, tracks[key[0]].track) for key, field in fields.items() if key[0] in tracks}
-    return _Neighbours(groups, fields, told, oldest, logs)
+    return _Neighbours(groups, fields, told, oldest, tokenizers, logs)
 
 
 def _alike(field: Sequence[Series], track: Track) -> dict[int, list[str]]:
@@ -141,6 +156,7 @@ def _context(
         field=beside.fields[key[:2]],
         alike=beside.alike.get(key[:2], {}) if track is not None else {},
         reference=beside.oldest[key[:2]],
+        same_vocabulary=beside.tokenizers[tokenizer_key(stored.record, named)],
         same_log=beside.logs[stored.record.events_sha256_tip],
     )
 

@@ -127,6 +127,16 @@ def same_text(stored: StoredRecord, context: Context) -> Iterator[str]:
             yield f"{field} is not that of the oldest record over this corpus"
 
 
+def same_tokenizer(stored: StoredRecord, context: Context) -> Iterator[str]:
+    """Tokenizers of one size, made of as much of one corpus, are one tokenizer."""
+    data, first = stored.record.data, context.same_vocabulary
+    if data.tokenizer_sha256 != first.data.tokenizer_sha256:
+        yield (
+            f"its tokenizer of {data.vocab_size:,} tokens is not that of the oldest record over this corpus, "
+            f"{first.identity.recipe}'s"
+        )
+
+
 def probes(stored: StoredRecord, context: Context) -> Iterator[str]:
     """What was scored was causal, normalised, and scored by its own logits."""
     if stored.record.status != "ok":

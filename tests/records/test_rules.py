@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -13,10 +14,11 @@ from bench.evaluation import probes
 from bench.records import assemble, rules_scores
 from bench.records.rules import MAX_REASON, RULES, Rule, findings
 from bench.records.rules_context import contexts
+from bench.records.rules_scores import same_tokenizer
 from bench.records.rules_shape import mfu, roofline
 from bench.records.schema import Record
 from bench.records.verify import require_all_valid
-from bench.spec.track import load_tracks
+from bench.spec.track import NamedTrack, load_tracks
 from tests.records.sample import ROOT, changed, quick_track, sample, stored
 
 IDS = [rule.id for rule in RULES]
@@ -88,6 +90,24 @@ def test_a_context_holds_its_neighbours_by_row_and_text(tmp_path: Path) -> None:
     assert [one.identity.seed_index for one in found[0].series] == [0, 1]
     assert [len(context.field) for context in found] == [2, 2, 2, 1]
     assert msgspec.to_builtins(found[0].reference) == msgspec.to_builtins(found[2].reference)
+
+
+def test_tokenizers_are_compared_where_they_should_be_one(tmp_path: Path) -> None:
+    """By what the track sets, or else by what each recipe asks for."""
+    honest, events = sample()
+    other = changed(honest, "data.tokenizer_sha256", "4" * 64)
+    less = changed(other, "identity.recipe_resolved", {"data": {"tokenizer_chars": 1000}})
+    larger = changed(other, "data.vocab_size", 8192)
+    first, folders = stored(tmp_path / "first", honest, events), count()
+
+    def told(record: Record, tracks: dict[str, NamedTrack]) -> list[str]:
+        later = changed(record, "created", "2026-12-24T00:00:00Z")
+        second = stored(tmp_path / f"{next(folders)}", later, events)
+        return list(same_tokenizer(second, contexts([first, second], tracks)[1][1]))
+
+    assert told(honest, {}) == told(larger, {}) == told(less, {}) == []
+    assert len(told(other, {})) == 1
+    assert len(told(less, {"cpu-quick": quick_track()})) == 1
 
 
 def on_an_h200(record: Record, step_s: float, parameters: int) -> Record:
