@@ -36,9 +36,11 @@ class Asked(NamedTuple):
 
 
 def is_worth_a_process(asked: Asked, environment: Mapping[str, str]) -> bool:
-    """Whether g++ has to compile, has compiled nothing yet, and there is a core to spare."""
+    """Whether g++ has to compile, has compiled nothing yet, and a core and the memory for two are there."""
     cache, plan = environment.get("TORCHINDUCTOR_CACHE_DIR"), asked.plan
     if cache is None or Path(cache).exists():
+        return False
+    if 2 * plan.predicted_peak_bytes > plan.machine.device_memory_bytes:  # the process builds the model, too
         return False
     return plan.compiled and plan.machine.device_kind == "cpu" and asked.cpu_cores > 1
 

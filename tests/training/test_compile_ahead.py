@@ -32,7 +32,7 @@ def environment(cache: Path) -> dict[str, str]:
     return {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
 
 
-def test_only_a_first_run_on_a_cpu_with_a_core_to_spare_compiles_ahead(plan: Plan, tmp_path: Path) -> None:
+def test_only_a_first_run_on_a_cpu_with_room_to_spare_compiles_ahead(plan: Plan, tmp_path: Path) -> None:
     fresh = environment(tmp_path / "compile")
     assert plan.compiled
     assert is_worth_a_process(Asked(plan, 2), fresh)
@@ -40,6 +40,8 @@ def test_only_a_first_run_on_a_cpu_with_a_core_to_spare_compiles_ahead(plan: Pla
     assert not is_worth_a_process(Asked(msgspec.structs.replace(plan, compiled=False), 2), fresh)
     cuda = msgspec.structs.replace(plan.machine, device_kind="cuda")
     assert not is_worth_a_process(Asked(msgspec.structs.replace(plan, machine=cuda), 2), fresh)
+    small = msgspec.structs.replace(plan.machine, device_memory_bytes=2 * plan.predicted_peak_bytes - 1)
+    assert not is_worth_a_process(Asked(msgspec.structs.replace(plan, machine=small), 2), fresh)
     assert not is_worth_a_process(Asked(plan, 2), environment(tmp_path))
     assert not is_worth_a_process(Asked(plan, 2), {})
 
