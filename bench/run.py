@@ -18,7 +18,7 @@ from bench.evaluation.core.phase import CorePhase, core_phase
 from bench.evaluation.core.result import CoreScore
 from bench.evaluation.probes import Probes, check_frozen, probe, weights_sha256
 from bench.host.allocator import release_garbage
-from bench.host.circumstances import circumstances, require_unchanged
+from bench.host.circumstances import changes_since, circumstances, require_unchanged
 from bench.host.clock import Ledger
 from bench.host.collector import collected_by_hand
 from bench.host.console import Console
@@ -26,7 +26,6 @@ from bench.host.device import Device, configure, open_device
 from bench.host.facts import MachineFacts
 from bench.host.machine import watch_others
 from bench.host.power import EnergyMeter
-from bench.host.provenance import is_code_of
 from bench.proving.compiled import error_ratios
 from bench.proving.gate import compiled_proof_for, proofs_for
 from bench.proving.proof import CompiledProof, Proof
@@ -129,6 +128,7 @@ class _Conductor:
         self.folder, self.index = folder, request.seed_index
         self.seed = seed_value(request.track.track, self.index)
         self.begun = circumstances(request.facts, request.workspace.root)
+        ranks.require_alike(self.begun.sources_sha256, "code")
         self.progress = RunProgress()
         self.num_competing = 0
 
@@ -186,9 +186,6 @@ class _Conductor:
         most_bytes = self.ranks.largest(memory.bytes)
         if not self.ranks.is_first:
             return None
-        notes = list(request.notes)
-        if not is_code_of(request.workspace.root, self.begun.code):
-            notes.append("the code was changed while it ran")
         measured = Measured(
             submission=request.submission,
             track=request.track,
@@ -208,7 +205,7 @@ class _Conductor:
             proofs=self.proofs,
             compiled=self.compiled,
             dispatches=self.training.dispatches(),
-            warnings=notes,
+            warnings=[*request.notes, *changes_since(self.begun, request.workspace.root)],
             events_tip=self.training.log.tip,
             image_digest=request.image_digest,
         )
@@ -260,9 +257,10 @@ class _Conductor:
                 self.console.line("no checkpoint: starting from step 0")
                 return None
             state, tensors = found
-            if state.circumstances is not None:
-                what = f"the checkpoint of step {state.step}"
-                require_unchanged(state.circumstances, self.request.facts, self.request.workspace.root, what)
+            if self.ranks.is_first:  # of several machines, the record names its own
+                self.begun = require_unchanged(
+                    state.circumstances, self.begun, f"the checkpoint of step {step}"
+                )
             checkpoint.restore(tensors, trainer)
             self.progress = read_progress(self.folder / EVENTS_FILE, state)
             self.console.line(f"resuming after step {state.step}")

@@ -29,6 +29,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "fp8_linear": (REFERENCE, "scaled-mm", "triton"),
 }
 CUDA_ONLY = ("triton", "varlen")
+NOT_ON_MPS = ("sdpa",)  # it keeps T x T there
 OPTIMIZER_OPS = ("muon_direction", "polar_express", "muon_update", "adamw")
 # Used by every model; the others belong to levers.
 ALWAYS = tuple(op for op in IMPLEMENTATIONS if op not in ("bigram_residual", "fp8_linear"))
@@ -161,6 +162,8 @@ def provable(op: str, device_kind: str, interpreted: bool = False) -> tuple[str,
     """
 
     def runs(name: str) -> bool:
+        if device_kind == "mps" and name in NOT_ON_MPS:
+            return False
         return name not in CUDA_ONLY or device_kind == "cuda" or (name == "triton" and interpreted)
 
     return tuple(name for name in IMPLEMENTATIONS[op] if name != REFERENCE and runs(name))

@@ -1,6 +1,6 @@
-"""What may not change while a run is trained, be it by one process or by several: machine, torch and code.
+"""What may not change while a run is trained, be it resumed: machine, libraries and code. Imports no torch.
 
-A record names one machine and one commit. Imports no torch.
+A record names one of each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import msgspec
 
 from bench.errors import DataError
 from bench.host.facts import MachineFacts
-from bench.host.provenance import Provenance, is_code_of, provenance
+from bench.host.provenance import Provenance, provenance, sources_sha256
 
 # Facts of a machine by which libraries choose their code and share out their sums, and what people call them.
 _DECIDING = {
@@ -28,11 +28,17 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     machine: dict[str, str]
     code: Provenance
+    sources_sha256: str
 
 
 def circumstances(facts: MachineFacts, root: Path) -> Circumstances:
     """Those of now, the code being that of the checkout at `root`."""
-    return Circumstances(machine=deciding(msgspec.to_builtins(facts)), code=provenance(root))
+    return Circumstances(machine=_all_of(facts), code=provenance(root), sources_sha256=sources_sha256(root))
+
+
+def _all_of(facts: MachineFacts) -> dict[str, str]:
+    others = {"python": facts.python_version, "driver": str(facts.driver_version)}
+    return deciding(msgspec.to_builtins(facts)) | others | facts.versions
 
 
 def deciding(facts: Mapping[str, object]) -> dict[str, str]:
@@ -43,25 +49,35 @@ def deciding(facts: Mapping[str, object]) -> dict[str, str]:
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What of `now` is not as it was, each told in words."""
-    return [f"{name} {value}, not {then.get(name)}" for name, value in now.items() if value != then.get(name)]
+    """What of `now` is not as it was, each told once, in words: a CPU's device is its processor."""
+    changed: dict[tuple[str, str | None], str] = {}
+    for name, value in now.items():
+        if value != then.get(name):
+            changed.setdefault((value, then.get(name)), name)
+    return [f"{name} {here}, not {there}" for (here, there), name in changed.items()]
 
 
-def require_unchanged(then: Circumstances, facts: MachineFacts, root: Path, what: str) -> None:
-    """Go on only where, and with the code, that `what` was begun.
+def require_unchanged(then: Circumstances | None, now: Circumstances, what: str) -> Circumstances:
+    """Those under which `what` was begun, which those of now must be.
 
     Raises:
-        DataError: machine, torch or code are others.
+        DataError: machine, libraries or code are others, or it does not say which they were.
     """
-    found = differences(then.machine, deciding(msgspec.to_builtins(facts)))
-    if not is_code_of(root, then.code):
+    hint = "a record names one machine and one commit: go on where it began, or run without --resume"
+    if then is None:
+        raise DataError(f"{what} does not say where and with what code it was made", hint)
+    found = differences(then.machine, now.machine)
+    if then.sources_sha256 != now.sources_sha256:
         changed = " with uncommitted changes" if then.code.dirty_sha256 else ""
         found.append(f"other code, not commit {then.code.commit[:8]}{changed}")
     if found:
-        raise DataError(
-            f"{what} was begun under other circumstances: {'; '.join(found)}",
-            "a record names one machine and one commit: go on where it began, or run without --resume",
-        )
+        raise DataError(f"{what} was begun under other circumstances: {'; '.join(found)}", hint)
+    return then
+
+
+def changes_since(begun: Circumstances, root: Path) -> list[str]:
+    """A remark where the code is no longer that which a run was begun with."""
+    return [] if sources_sha256(root) == begun.sources_sha256 else ["the code was changed while it ran"]
 
 
 def _told(value: object) -> str:

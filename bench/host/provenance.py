@@ -12,6 +12,10 @@ from typing import NamedTuple
 CODE = ("bench", "kernels", "model", "leaderboard/tracks", "pyproject.toml", "requirements.lock")
 
 
+# Of those, what runs: neither an editor's leavings nor another track makes it other code.
+SOURCES = ("bench/**/*.py", "kernels/**/*.py", "model/**/*.py", "requirements*.lock")
+
+
 class Provenance(NamedTuple):
     """`commit` is "unknown" outside a checkout; `dirty_sha256` is "" when the code is the commit's."""
 
@@ -33,6 +37,15 @@ def provenance(root: Path) -> Provenance:
         path = root / os.fsdecode(name)
         digest.update(name + b"\0" + (path.read_bytes() if path.is_file() else b""))
     return Provenance(commit.decode().strip(), digest.hexdigest() if changed or files else "")
+
+
+def sources_sha256(root: Path) -> str:
+    """Hash of the sources that run, names included, committed or not."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
 
 
 def is_code_of(root: Path, recorded: Provenance) -> bool:

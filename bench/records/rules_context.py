@@ -24,7 +24,7 @@ from model.flops import flops_per_token, scaling_parameters
 
 Series = Sequence[Record]
 SeriesKey = tuple[str, str, str, str]
-TokenizerKey = tuple[str, str, int, str]
+TokenizerKey = tuple[str, str, int, int]
 
 
 class Context(NamedTuple):
@@ -83,22 +83,30 @@ def series_key(record: Record) -> SeriesKey:
     return identity.track, record.data.corpus_sha256, identity.recipe, identity.recipe_sha256
 
 
-def tokenizer_key(record: Record, named: NamedTrack | None) -> TokenizerKey:
-    """What a tokenizer follows from: a corpus, how much of it is looked at, how many tokens are wanted."""
-    asked = record.identity.recipe_resolved.get("data")
-    scaled = named.track.scale.get("data", {}) if named is not None else {}
-    data = {**(asked if isinstance(asked, dict) else {}), **scaled}
-    chars = str(data.get("tokenizer_chars"))
-    return record.identity.track, record.data.corpus_sha256, record.data.vocab_size, chars
+def tokenizer_key(record: Record, asked: Recipe | None) -> TokenizerKey | None:
+    """What a tokenizer follows from: a corpus, how much of it is looked at, how many tokens are wanted.
+
+    Args:
+        asked: the recipe on the track; None where the record is of another version of it.
+    """
+    if asked is None:
+        return None
+    identity, data = record.identity, record.data
+    return identity.track, data.corpus_sha256, data.vocab_size, asked.data.tokenizer_chars
 
 
 def contexts(
     stored: Iterable[StoredRecord], tracks: Mapping[str, NamedTrack]
 ) -> list[tuple[StoredRecord, Context]]:
     """Each record with its context, the others being its neighbours."""
-    listed, resolved = list(stored), _Resolver()
-    beside = _neighbours([one.record for one in listed], tracks)
-    return [(one, _context(one, tracks.get(one.record.identity.track), beside, resolved)) for one in listed]
+    listed, resolve = list(stored), _Resolver()
+    beside = _neighbours([one.record for one in listed], tracks, resolve)
+    return [(one, _context(one, tracks.get(one.record.identity.track), beside, resolve)) for one in listed]
+
+
+def _its_own(record: Record, named: NamedTrack | None) -> Track | None:
+    """The track, where the record was measured under the version that there is now."""
+    return named.track if named is not None and named.sha256 == record.identity.track_sha256 else None
 
 
 class _Neighbours(NamedTuple):
@@ -110,13 +118,16 @@ class _Neighbours(NamedTuple):
     logs: Mapping[str, Sequence[Record]]
 
 
-def _neighbours(records: Sequence[Record], tracks: Mapping[str, NamedTrack]) -> _Neighbours:
+def _neighbours(
+    records: Sequence[Record], tracks: Mapping[str, NamedTrack], resolve: _Resolver
+) -> _Neighbours:
     groups: dict[SeriesKey, list[Record]] = defaultdict(list)
     logs: dict[str, list[Record]] = defaultdict(list)
     tokenizers: dict[TokenizerKey, Record] = {}
     for record in records:
-        wanted = tokenizer_key(record, tracks.get(record.identity.track))
-        tokenizers[wanted] = min(tokenizers.get(wanted, record), record, key=age)
+        asked = resolve(record, _its_own(record, tracks.get(record.identity.track))).asked
+        if (wanted := tokenizer_key(record, asked)) is not None:
+            tokenizers[wanted] = min(tokenizers.get(wanted, record), record, key=age)
         groups[series_key(record)].append(record)
         logs[record.events_sha256_tip].append(record)
     fields: dict[tuple[str, str], list[Series]] = defaultdict(list)
@@ -137,9 +148,9 @@ def _alike(field: Sequence[Series], track: Track) -> dict[int, list[str]]:
 def _context(
     stored: StoredRecord, named: NamedTrack | None, beside: _Neighbours, resolve: _Resolver
 ) -> Context:
-    identity, key = stored.record.identity, series_key(stored.record)
-    track = named.track if named is not None and named.sha256 == identity.track_sha256 else None
+    track = _its_own(stored.record, named)
     resolved = resolve(stored.record, track)
+    key, wanted = series_key(stored.record), tokenizer_key(stored.record, resolved.asked)
     events, log_problem = _events(stored)
     return Context(
         named=named,
@@ -156,7 +167,7 @@ def _context(
         field=beside.fields[key[:2]],
         alike=beside.alike.get(key[:2], {}) if track is not None else {},
         reference=beside.oldest[key[:2]],
-        same_vocabulary=beside.tokenizers[tokenizer_key(stored.record, named)],
+        same_vocabulary=stored.record if wanted is None else beside.tokenizers[wanted],
         same_log=beside.logs[stored.record.events_sha256_tip],
     )
 

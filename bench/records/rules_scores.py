@@ -132,8 +132,8 @@ def same_tokenizer(stored: StoredRecord, context: Context) -> Iterator[str]:
     data, first = stored.record.data, context.same_vocabulary
     if data.tokenizer_sha256 != first.data.tokenizer_sha256:
         yield (
-            f"its tokenizer of {data.vocab_size:,} tokens is not that of the oldest record over this corpus, "
-            f"{first.identity.recipe}'s"
+            f"its tokenizer of {data.vocab_size:,} tokens is {data.tokenizer_sha256[:8]}, that of the oldest "
+            f"record over this corpus {first.data.tokenizer_sha256[:8]} ({first.identity.recipe})"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bench.spec.recipe import Recipe
-from kernels.choices import ALWAYS, CUDA_ONLY, IMPLEMENTATIONS, Choice, choose, runs_in
+from kernels.choices import ALWAYS, CUDA_ONLY, IMPLEMENTATIONS, NOT_ON_MPS, Choice, choose, runs_in
 from model.config import ModelConfig
 from model.flops import fp8_share
 
@@ -27,6 +27,11 @@ def kernel_refusals(recipe: Recipe, choices: tuple[Choice, ...], device_kind: st
         f"kernels.{choice.op}: {choice.implementation} needs CUDA, this is {device_kind}"
         for choice in choices
         if choice.implementation in CUDA_ONLY and device_kind != "cuda"
+    ]
+    refusals += [
+        f"kernels.{choice.op}: {choice.implementation} is not for MPS; leave it to the plan"
+        for choice in choices
+        if choice.implementation in NOT_ON_MPS and device_kind == "mps"
     ]
     compute = recipe.precision.compute
     if compute == "float16" and recipe.precision.fp8 != "off":

@@ -77,7 +77,7 @@ def estimate_memory(
         optimizer_bytes=(moments + (skippable_bytes(config) if is_half else 0)) // world_size,
         activations_bytes=tokens
         * activation_bytes_per_token(config, compute_bytes, keeps_squares_only=not is_half)
-        + attention_bytes(config, sequences, device_kind),
+        + attention_bytes(config, dtype, sequences, device_kind),
         loss_bytes=rows * config.vocab_size * logit_bytes + 2 * 4 * groups["lm_head"],
     )
 
@@ -99,9 +99,9 @@ def activation_bytes_per_token(
     return widths * compute_bytes
 
 
-def attention_bytes(config: ModelConfig, sequences: int, device_kind: str) -> int:
-    """What one block of queries takes while it is worked on; a flash kernel takes nothing."""
-    if device_kind == "cuda":
+def attention_bytes(config: ModelConfig, dtype: str, sequences: int, device_kind: str) -> int:
+    """What one block of queries takes while it is worked on; CUDA's flash attention of bf16: nothing."""
+    if device_kind == "cuda" and dtype == "bfloat16":
         return 0
     block = min(ATTENTION_BLOCK, config.sequence_length)
     keys = min(max(config.window_sizes) + block, config.sequence_length)

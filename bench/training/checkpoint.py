@@ -42,7 +42,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dispatches: dict[str, int] = {}
     tensors_sha256: str = ""
     text_sha256: str = ""  # of the prepared tokens
-    circumstances: Circumstances | None = None  # None where an older run did not say
+    circumstances: Circumstances | None = None
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench.errors import Interrupted, PlanRefused
+from bench.errors import DataError, Interrupted, PlanRefused
 
 Value = TypeVar("Value")
 
@@ -64,6 +64,16 @@ class Ranks(NamedTuple):
         box = [value]
         dist.broadcast_object_list(box, 0, self.group, device=torch.device("cpu"))
         return box[0]
+
+    def require_alike(self, value: str, what: str) -> None:
+        """Stop a rank whose value is not the first one's.
+
+        Raises:
+            DataError: it is another.
+        """
+        if self.share(value) != value:
+            hint = "check out one commit and install one set of packages on every machine"
+            raise DataError(f"rank {self.rank} has other {what} than the first rank", hint)
 
     def agreed(self, number: float) -> float:
         """The first rank's number; quicker than `share`."""

@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 
+def commit(root: Path, message: str) -> None:
+    """Commit all there is."""
+    for words in (["add", "."], ["commit", "--quiet", "--no-verify", "-m", message]):
+        subprocess.run(["git", *words], cwd=root, check=True, capture_output=True)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A repository with one commit and a user's settings that would change a diff."""
@@ -21,8 +27,7 @@ def checkout(tmp_path: Path) -> Path:
         ["config", "user.email", "t@example.org"],
         ["config", "diff.external", "false"],
         ["config", "diff.shout.textconv", "false"],
-        ["add", "."],
-        ["commit", "--quiet", "--no-verify", "-m", "one"],
     ):
         subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+    commit(tmp_path, "one")
     return tmp_path

@@ -116,8 +116,9 @@ def test_the_block_changes_nothing(window: int) -> None:
             torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
 
 
-def test_no_rows_give_no_rows(fused: Attention) -> None:
-    actual = run(fused, [x[:0] for x in heads()], 3)
+@pytest.mark.parametrize("window", [3, 100])
+def test_no_rows_give_no_rows(fused: Attention, window: int) -> None:
+    actual = run(fused, [x[:0] for x in heads()], window)
     assert [x.shape for x in actual] == [x[:0].shape for x in (heads()[0], *heads())]
 
 
@@ -147,8 +148,9 @@ def test_only_inputs_output_and_a_number_a_row_live_until_the_backward(fused: At
 def test_each_call_is_counted(fused: Attention, request: pytest.FixtureRequest) -> None:
     name = f"attention/{request.node.callspec.params['fused']}"
     before = dispatches().get(name, 0)
-    fused(*heads(), 3)
-    assert dispatches()[name] == before + 1
+    for window in (3, 100):
+        fused(*heads(), window)
+    assert dispatches()[name] == before + 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

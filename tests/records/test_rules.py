@@ -93,9 +93,10 @@ def test_a_context_holds_its_neighbours_by_row_and_text(tmp_path: Path) -> None:
 
 
 def test_tokenizers_are_compared_where_they_should_be_one(tmp_path: Path) -> None:
-    """By what the track sets, or else by what each recipe asks for."""
+    """Of one size, made of as much text as recipe and track say; records of older tracks are left alone."""
     honest, events = sample()
     other = changed(honest, "data.tokenizer_sha256", "4" * 64)
+    older = changed(other, "identity.track_sha256", "5" * 64)
     less = changed(other, "identity.recipe_resolved", {"data": {"tokenizer_chars": 1000}})
     larger = changed(other, "data.vocab_size", 8192)
     first, folders = stored(tmp_path / "first", honest, events), count()
@@ -105,9 +106,14 @@ def test_tokenizers_are_compared_where_they_should_be_one(tmp_path: Path) -> Non
         second = stored(tmp_path / f"{next(folders)}", later, events)
         return list(same_tokenizer(second, contexts([first, second], tracks)[1][1]))
 
-    assert told(honest, {}) == told(larger, {}) == told(less, {}) == []
-    assert len(told(other, {})) == 1
-    assert len(told(less, {"cpu-quick": quick_track()})) == 1
+    named = quick_track()
+    unscaled = msgspec.structs.replace(named, track=msgspec.structs.replace(named.track, scale={}))
+    assert told(honest, {"cpu-quick": named}) == []
+    for alone in (larger, older):
+        assert told(alone, {"cpu-quick": named}) == []
+    assert told(less, {"cpu-quick": unscaled}) == []
+    for differing in (other, less):  # the track says how much text
+        assert len(told(differing, {"cpu-quick": named})) == 1
 
 
 def on_an_h200(record: Record, step_s: float, parameters: int) -> Record:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from bench.proving.subject import IN_FLOAT16
 from bench.spec.kernel_choices import kernel_choices
 from bench.spec.plan import model_config
-from kernels.choices import IMPLEMENTATIONS, OPTIMIZER_OPS, REFERENCE, dtype_given, runs_in
+from kernels.choices import IMPLEMENTATIONS, OPTIMIZER_OPS, REFERENCE, dtype_given, provable, runs_in
 from tests.spec.recipes import CPU, H100X8, plan, recipe
 
 FLOAT16 = "[precision]\ncompute = 'float16'\n"
@@ -62,6 +63,14 @@ def test_what_takes_another_dtype_is_refused(name: str, compute: str) -> None:
     assert plan(asked, H100X8).refusals == [
         f"kernels.attention: {name} is not proved in {compute}; leave it to the plan"
     ]
+
+
+def test_sdpa_is_not_for_a_mac() -> None:
+    mac = msgspec.structs.replace(CPU, device_kind="mps")
+    asked = "[kernels]\nattention = 'sdpa'\n[precision]\ncompute = 'float32'\n"
+    assert "kernels.attention: sdpa is not for MPS; leave it to the plan" in plan(asked, mac).refusals
+    assert "sdpa" not in provable("attention", "mps")
+    assert "sdpa" in provable("attention", "cpu")
 
 
 def test_fp8_beside_float16_is_refused() -> None:

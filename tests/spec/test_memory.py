@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import PlanRefused
-from bench.spec.memory import estimate_memory, fitting_sequences
+from bench.spec.memory import attention_bytes, estimate_memory, fitting_sequences
 from bench.spec.plan import model_config
 from tests.spec.recipes import H100X8, TOMLS, plan, recipe
 
@@ -75,9 +75,15 @@ def test_float16_is_counted_with_two_bytes_whole_logits_and_what_a_skip_keeps() 
         dtype: estimate_memory(config, dtype, 4, "cuda", 1) for dtype in ("float16", "bfloat16", "float32")
     }
     half, brain, whole = sizes.values()
-    assert brain.activations_bytes == whole.activations_bytes // 2
+    block = attention_bytes(config, "float16", 4, "cuda")  # flash attention, which takes none, is of bf16
+    assert (
+        block
+        == attention_bytes(config, "float32", 4, "cuda")
+        > attention_bytes(config, "bfloat16", 4, "cuda")
+    )
+    assert brain.activations_bytes == (whole.activations_bytes - block) // 2
     squared = 2 * 4 * config.width * 12 * 4 * 2048  # what the squares were taken of, a token and layer
-    assert half.activations_bytes == brain.activations_bytes + squared
+    assert half.activations_bytes == brain.activations_bytes + squared + block
     assert half.weights_bytes == brain.weights_bytes
     assert half.loss_bytes - 8 * config.vocab_padded * config.width == 18 * 4 * 2048 * config.vocab_size
     assert half.optimizer_bytes - brain.optimizer_bytes == max(

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.errors import Interrupted, PlanRefused
+from bench.errors import DataError, Interrupted, PlanRefused
 from bench.training.launch import Place, _code_of, _config
-from bench.training.ranks import ALONE, joined
+from bench.training.ranks import ALONE, Ranks, joined
 
 
 @given(st.floats(allow_nan=False), st.integers(0, 2**62))
@@ -21,9 +21,17 @@ def test_a_lone_rank_hears_itself(number: float, count: int) -> None:
     assert ALONE.totals(number, 1.0) == [number, 1.0]
     values = torch.tensor([number])
     assert ALONE.mean(values) is values
+    ALONE.require_alike("a", "code")
     assert ALONE.settings() == {}
     with ALONE.in_turn(), joined({}, 1) as ranks:
         assert ranks is ALONE
+
+
+def test_a_rank_of_other_code_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = ALONE._replace(rank=1, size=2)
+    monkeypatch.setattr(Ranks, "share", lambda _, value: "the first one's")
+    with pytest.raises(DataError, match="rank 1 has other code than the first rank"):
+        second.require_alike("its own", "code")
 
 
 @pytest.mark.parametrize(("started", "wanted"), [("1", 2), ("4", 8), ("2", 1)])

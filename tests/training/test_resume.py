@@ -218,10 +218,20 @@ def test_another_machine_or_other_code_does_not_go_on(
         with pytest.raises(DataError, match=r"the checkpoint of step 2 was begun .*processor Other CPU, not"):
             tiny.run_here(space, resume=True)
     with monkeypatch.context() as patch:
-        patch.setattr("bench.host.circumstances.is_code_of", lambda *_: False)
+        patch.setattr("bench.host.circumstances.sources_sha256", lambda _: "0" * 64)
         with pytest.raises(DataError, match="other code"):
             tiny.run_here(space, resume=True)
     resume(space, whole)
+
+
+def test_a_checkpoint_that_does_not_say_where_it_was_made_is_refused(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint.checkpoints(interrupt(space, monkeypatch, 4))[-1] / "state.json"
+    told = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode(told | {"circumstances": None}))
+    with pytest.raises(DataError, match="does not say where and with what code it was made"):
+        tiny.run_here(space, resume=True)
 
 
 def test_a_log_that_does_not_lead_to_the_checkpoint_is_refused(
