@@ -28,7 +28,10 @@ def prove(
         ProofFailed: naming the property; its cause holds the smallest example found.
     """
     proved = subject(op, implementation, torch.device(facts.device_kind))
-    ratios = {prop.__name__: _check(prop, proved, num_examples, seed) for prop in properties_of(op)}
+    ratios = {
+        prop.__name__: _check(prop, proved, facts.device_kind, num_examples, seed)
+        for prop in properties_of(op)
+    }
     return Proof(
         schema=SCHEMA,
         op=op,
@@ -60,12 +63,14 @@ def prove_all(
     return proofs
 
 
-def _check(prop: Callable[..., float], proved: Subject, num_examples: int, seed: int) -> float:
+def _check(
+    prop: Callable[..., float], proved: Subject, device_kind: str, num_examples: int, seed: int
+) -> float:
     try:
         return check(prop, proved, num_examples, seed)
     except Exception as error:  # a broken kernel raises whatever it likes, and each of it is a refutation
         what = traceback.format_exception_only(error)[0].strip().splitlines()[0]
         raise ProofFailed(
-            f"{proved.op}/{proved.implementation} on {proved.device.type}: {prop.__name__}: {what}",
+            f"{proved.op}/{proved.implementation} on {device_kind}: {prop.__name__}: {what}",
             f"`bench prove --kernel {proved.op} --debug` shows the smallest example",
         ) from error

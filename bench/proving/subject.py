@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench.proving.carried import HOME, carried
 from kernels.dispatch import implementation
 
 # The dtypes a property draws inputs from. float64 is where algebra can be told from rounding; Triton kernels
@@ -24,7 +25,10 @@ IN_FLOAT16 = (
 
 
 class Subject(NamedTuple):
-    """`function` and `reference` have one signature (kernels/reference.py)."""
+    """`function` and `reference` have one signature (kernels/reference.py).
+
+    `device` is where tensors are drawn and judged, and where the function runs unless it is carried.
+    """
 
     op: str
     implementation: str
@@ -35,7 +39,11 @@ class Subject(NamedTuple):
 
 
 def subject(op: str, name: str, device: torch.device) -> Subject:
-    """The implementation `name` of `op`, to be proved on `device`."""
+    """The implementation `name` of `op`, to be proved on `device`; carried to a device without float64."""
     dtypes = {"triton": TRITON_DTYPES, "sdpa": WIDE_DTYPES, "varlen": HALF_DTYPES}.get(name, TORCH_DTYPES)
     dtypes += (torch.float16,) if (op, name) in IN_FLOAT16 else ()
-    return Subject(op, name, implementation(op, name), implementation(op, "reference"), device, dtypes)
+    function, reference = implementation(op, name), implementation(op, "reference")
+    if device.type == "mps":
+        narrow = tuple(dtype for dtype in dtypes if dtype != torch.float64)
+        return Subject(op, name, carried(function, device), reference, HOME, narrow)
+    return Subject(op, name, function, reference, device, dtypes)

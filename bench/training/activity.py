@@ -117,7 +117,7 @@ def _stepped_again(group: dict[str, Any], param: Tensor, trainer: Trainer, rate:
 
 
 def _rms(tensors: list[Tensor]) -> float:
-    squares = sum(float(tensor.detach().square().sum(dtype=torch.float64)) for tensor in tensors)
+    squares = sum(float(tensor.detach().float().square().sum()) for tensor in tensors)
     return float((squares / sum(tensor.numel() for tensor in tensors)) ** 0.5)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bench.data.loader import Loader
 from bench.data.prepared import Prepared
@@ -114,6 +117,28 @@ def test_a_lever_acts_and_learns(
     assert all(math.isfinite(value) for value in found.values())
     assert found[counter] > 0.0
     assert seen[-1] < seen[0]
+
+
+class NoFloat64(TorchDispatchMode):
+    """Stops at the first op that gives float64, which MPS does not have; on a CPU nothing else would tell."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            assert not (isinstance(value, Tensor) and value.dtype == torch.float64), f"{func} gives float64"
+        return result
+
+
+@levers
+def test_a_lever_needs_no_float64(
+    tmp_path: Path, prepared: Prepared, counter: str, changes: dict[str, Any]
+) -> None:
+    if "fp8" in str(changes):
+        pytest.skip("no Mac multiplies fp8")
+    plan, trainer = built(tmp_path, **changes)
+    with NoFloat64():
+        losses(trainer, plan, prepared, 0, 3)
+        activity(plan, trainer, prepared)
 
 
 @levers

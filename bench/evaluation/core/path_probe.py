@@ -105,7 +105,7 @@ def _normalisation_error(engine: Engine, hidden_BNCD: Tensor) -> float:
     hidden_D, vocab = hidden_BNCD[0, 0, 0], engine.model.config.vocab_size
     targets_V = torch.arange(vocab, device=engine.device)
     losses_V = engine.head(hidden_D.expand(vocab, -1), targets_V, with_rivals=False)[0]
-    return abs(float((-losses_V.double().cpu()).exp().sum()) - 1.0)
+    return abs(float((-losses_V.cpu().double()).exp().sum()) - 1.0)
 
 
 def _check(probes: PathProbes, dtype: torch.dtype) -> None:
