@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,9 +41,14 @@ def provenance(root: Path) -> Provenance:
 
 
 def sources_sha256(root: Path) -> str:
-    """Hash of the sources that run, names included, committed or not."""
+    """Hash of the sources that run, committed or not."""
+    return files_sha256((path for pattern in SOURCES for path in root.glob(pattern)), root)
+
+
+def files_sha256(paths: Iterable[Path], root: Path) -> str:
+    """Hash of files below `root`, their names included, in whatever order they are given."""
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
+    for path in sorted(paths):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()

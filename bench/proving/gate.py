@@ -13,6 +13,7 @@ import msgspec
 
 from bench.data.storage import write_atomic
 from bench.host.facts import MachineFacts
+from bench.host.provenance import files_sha256
 from bench.proving.proof import (
     COMPILERS,
     LEAST_EXAMPLES,
@@ -36,12 +37,8 @@ _COMPILED_SOURCES = (*_SOURCES, "model", "bench/training", "bench/evaluation", "
 
 def sources_sha256(root: Path, folders: Sequence[str] = _SOURCES) -> str:
     """Hash of the sources of all kernels and properties, names included."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in (root / folder).rglob("*.py")):
-        if not path.stem.startswith(_MEASURING):
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
+    found = (path for folder in folders for path in (root / folder).rglob("*.py"))
+    return files_sha256((path for path in found if not path.stem.startswith(_MEASURING)), root)
 
 
 def proofs_for(
