@@ -18,7 +18,7 @@ from bench.evaluation.core.phase import CorePhase, core_phase
 from bench.evaluation.core.result import CoreScore
 from bench.evaluation.probes import Probes, check_frozen, probe, weights_sha256
 from bench.host.allocator import release_garbage
-from bench.host.circumstances import changes_since, circumstances, require_unchanged
+from bench.host.circumstances import GO_ON_THERE, changes_since, circumstances, refusal
 from bench.host.clock import Ledger
 from bench.host.collector import collected_by_hand
 from bench.host.console import Console
@@ -257,10 +257,9 @@ class _Conductor:
                 self.console.line("no checkpoint: starting from step 0")
                 return None
             state, tensors = found
-            if self.ranks.is_first:  # of several machines, the record names its own
-                self.begun = require_unchanged(
-                    state.circumstances, self.begun, f"the checkpoint of step {step}"
-                )
+            if why_not := self.ranks.share(refusal(state.circumstances, self.begun)):  # the first one's
+                raise DataError(f"the checkpoint of step {state.step} {why_not}", GO_ON_THERE)
+            self.begun = state.circumstances or self.begun
             checkpoint.restore(tensors, trainer)
             self.progress = read_progress(self.folder / EVENTS_FILE, state)
             self.console.line(f"resuming after step {state.step}")

@@ -29,7 +29,8 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "fp8_linear": (REFERENCE, "scaled-mm", "triton"),
 }
 CUDA_ONLY = ("triton", "varlen")
-NOT_ON_MPS = ("sdpa",)  # it keeps T x T there
+# SDPA keeps T x T there, the table's gradient is a sum of atomic adds in any case, and no product is of fp8.
+NOT_ON_MPS = ("sdpa", "sorted", "scaled-mm")
 OPTIMIZER_OPS = ("muon_direction", "polar_express", "muon_update", "adamw")
 # Used by every model; the others belong to levers.
 ALWAYS = tuple(op for op in IMPLEMENTATIONS if op not in ("bigram_residual", "fp8_linear"))
@@ -61,7 +62,12 @@ _PREFERRED: dict[str, dict[str, tuple[str, str]]] = {
         ),
     }
 }
-_PREFERRED["mps"] = _PREFERRED["cpu"] | {"attention": ("blocked", "SDPA's training path there keeps T x T")}
+_UNSORTED = "Metal sums a table's gradient by atomic adds: a sorted sum would be no other"
+_PREFERRED["mps"] = _PREFERRED["cpu"] | {
+    "attention": ("blocked", "SDPA's training path there keeps T x T"),
+    "embedding": (REFERENCE, _UNSORTED),
+    "bigram_residual": (REFERENCE, _UNSORTED),
+}
 _PREFERRED["cuda"] = _PREFERRED["cpu"] | {
     "embedding": ("triton", "one pass over sorted rows, bf16 in, float32 sums, no atomics"),
     "attention": ("varlen", "torch's flash attention with a window"),
@@ -126,8 +132,10 @@ def choose(
         dtype: the compute dtype.
     """
     asked = asked or {}
-    by_dtype = {"float16": _FLOAT16, "float32": {} if device_kind == "mps" else _FLOAT32}
-    preferred = _PREFERRED[device_kind] | by_dtype.get(dtype, {})
+    preferred = _PREFERRED[device_kind] | {"float16": _FLOAT16, "float32": _FLOAT32}.get(dtype, {})
+    if device_kind == "mps":
+        ruled_out = {op for op, (name, _) in preferred.items() if name in NOT_ON_MPS}
+        preferred |= {op: _PREFERRED["mps"][op] for op in ruled_out}
     choices = []
     for op in ops:
         name = asked.get(op, "auto")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import DataError
 from bench.host.facts import MachineFacts
 from bench.host.provenance import Provenance, provenance, sources_sha256
 
@@ -23,12 +22,15 @@ _DECIDING = {
 }
 
 
+GO_ON_THERE = "a record names one machine and one commit: go on where it began, or run without --resume"
+
+
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Those under which a checkpoint was made."""
 
     machine: dict[str, str]
     code: Provenance
-    sources_sha256: str
+    sources_sha256: str = ""
 
 
 def circumstances(facts: MachineFacts, root: Path) -> Circumstances:
@@ -57,27 +59,25 @@ def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [f"{name} {here}, not {there}" for (here, there), name in changed.items()]
 
 
-def require_unchanged(then: Circumstances | None, now: Circumstances, what: str) -> Circumstances:
-    """Those under which `what` was begun, which those of now must be.
-
-    Raises:
-        DataError: machine, libraries or code are others, or it does not say which they were.
-    """
-    hint = "a record names one machine and one commit: go on where it began, or run without --resume"
-    if then is None:
-        raise DataError(f"{what} does not say where and with what code it was made", hint)
-    found = differences(then.machine, now.machine)
-    if then.sources_sha256 != now.sources_sha256:
-        changed = " with uncommitted changes" if then.code.dirty_sha256 else ""
-        found.append(f"other code, not commit {then.code.commit[:8]}{changed}")
-    if found:
-        raise DataError(f"{what} was begun under other circumstances: {'; '.join(found)}", hint)
-    return then
+def refusal(begun: Circumstances | None, now: Circumstances) -> str:
+    """Why what was begun under those circumstances is not gone on with now; "" where it may be."""
+    if begun is None:
+        return "does not say where and with what code it was made"
+    names = begun.machine | now.machine  # what is not installed any more, too
+    found = differences(begun.machine, {name: now.machine.get(name, "none") for name in names})
+    if begun.sources_sha256 != now.sources_sha256:
+        changed = " with uncommitted changes" if begun.code.dirty_sha256 else ""
+        found.append(f"other code, not commit {begun.code.commit[:8]}{changed}")
+    return f"was begun under other circumstances: {'; '.join(found)}" if found else ""
 
 
 def changes_since(begun: Circumstances, root: Path) -> list[str]:
     """A remark where the code is no longer that which a run was begun with."""
-    return [] if sources_sha256(root) == begun.sources_sha256 else ["the code was changed while it ran"]
+    try:
+        is_same = sources_sha256(root) == begun.sources_sha256
+    except OSError:  # a file that goes while it is read: no reason to lose a finished run
+        is_same = False
+    return [] if is_same else ["the code was changed while it ran"]
 
 
 def _told(value: object) -> str:

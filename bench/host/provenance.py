@@ -14,7 +14,10 @@ CODE = ("bench", "kernels", "model", "leaderboard/tracks", "pyproject.toml", "re
 
 
 # Of those, what runs: neither an editor's leavings nor another track makes it other code.
-SOURCES = ("bench/**/*.py", "kernels/**/*.py", "model/**/*.py", "requirements*.lock")
+SOURCES = (
+    "bench/**/*.py", "bench/**/*.toml", "bench/**/*.json", "kernels/**/*.py", "model/**/*.py",
+    "requirements*.lock",
+)  # fmt: skip
 
 
 class Provenance(NamedTuple):
@@ -46,9 +49,9 @@ def sources_sha256(root: Path) -> str:
 
 
 def files_sha256(paths: Iterable[Path], root: Path) -> str:
-    """Hash of files below `root`, their names included, in whatever order they are given."""
+    """Hash of files below `root`, their names included, in any order; hidden ones are left out."""
     digest = hashlib.sha256()
-    for path in sorted(paths):
+    for path in sorted(path for path in paths if path.is_file() and not path.name.startswith(".")):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()

@@ -2,19 +2,21 @@
 
 The properties draw, judge and keep their tensors on the CPU; each call carries its arguments over, whole
 storages and strides, so that the implementation meets the fences and layouts that were drawn, and carries
-back what it returns, the gradients, and what it changed in place.
+back what it returns, the gradients, and what it changed, be it beside its arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 HOME = torch.device("cpu")
+# By bytes an element: NaN is equal to itself.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class _Carry(torch.autograd.Function):
@@ -32,10 +34,15 @@ class _Carry(torch.autograd.Function):
 
 def _with_surroundings(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy of the tensor's storage on the device, seen as the tensor sees it: no cast, no new layout."""
-    length = tensor.untyped_storage().nbytes() // tensor.element_size()
-    flat = tensor.detach().as_strided((length,), (1,), 0)
-    there = torch.empty(length, dtype=tensor.dtype, device=device).copy_(flat)
+    flat = _flat(tensor)
+    there = torch.empty(flat.shape, dtype=tensor.dtype, device=device).copy_(flat)
     return there.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All of the tensor's storage, in its dtype."""
+    length = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.detach().as_strided((length,), (1,), 0)
 
 
 def carried(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -43,22 +50,45 @@ def carried(function: Callable[..., Any], device: torch.device) -> Callable[...,
 
     @wraps(function)
     def there(*arguments: Any, **options: Any) -> Any:
-        moved: dict[int, tuple[Tensor, Tensor]] = {}
+        moved: dict[int, _Moved] = {}
 
         def carry(tensor: Tensor) -> Tensor:
             if id(tensor) not in moved:
-                moved[id(tensor)] = (tensor, _carry(tensor, device))
-            return moved[id(tensor)][1]
+                moved[id(tensor)] = _Moved(tensor, _flat(tensor).clone(), _carry(tensor, device))
+            return moved[id(tensor)].copy
 
         result = function(*_each(arguments, carry), **_each(options, carry))
-        with torch.no_grad():
-            for tensor, copy in moved.values():  # torch's fused AdamW leaves the version as it was
-                if not torch.equal(back := copy.to(tensor.device), tensor):
-                    tensor.copy_(back)
-        given = {id(copy): tensor for tensor, copy in moved.values()}
-        return _each(result, lambda made: given[id(made)] if id(made) in given else _carry(made, HOME))
+        for each in moved.values():
+            each.write_back()
+        return _each(result, lambda made: _fetched(made, moved.values()))
 
     return there
+
+
+class _Moved(NamedTuple):
+    """An argument, its storage as it was sent, and the copy that the implementation was given."""
+
+    tensor: Tensor
+    sent: Tensor
+    copy: Tensor
+
+    def write_back(self) -> None:
+        """Whatever was changed, in the argument and beside it; no more, for others may lie there."""
+        found = _flat(self.copy).to(HOME)
+        bits = _BITS[found.element_size()]
+        changed = found.view(bits) != self.sent.view(bits)
+        if changed.any():
+            _flat(self.tensor)[changed] = found[changed]
+
+
+def _fetched(made: Tensor, moved: Iterable[_Moved]) -> Tensor:
+    """A result on the CPU; where it is an argument, or lies in one, the same of the argument there."""
+    for each in moved:
+        if made is each.copy:
+            return each.tensor
+        if made.numel() and made.untyped_storage().data_ptr() == each.copy.untyped_storage().data_ptr():
+            return each.tensor.as_strided(made.shape, made.stride(), made.storage_offset())
+    return _carry(made, HOME)
 
 
 def _carry(tensor: Tensor, device: torch.device) -> Tensor:

@@ -33,6 +33,8 @@ def kernel_refusals(recipe: Recipe, choices: tuple[Choice, ...], device_kind: st
         for choice in choices
         if choice.implementation in NOT_ON_MPS and device_kind == "mps"
     ]
+    if device_kind == "mps" and recipe.precision.fp8 != "off":
+        refusals.append("precision.fp8 on mps: no Mac multiplies fp8")
     compute = recipe.precision.compute
     if compute == "float16" and recipe.precision.fp8 != "off":
         refusals.append("precision.fp8 with float16: every device that multiplies fp8 has bfloat16")

@@ -72,6 +72,36 @@ def test_what_is_changed_in_place_comes_back_and_nothing_else() -> None:
     assert other._version == 0
 
 
+def test_what_is_written_beside_an_argument_comes_back_too() -> None:
+    """In the layout's padding and fence, where a property looks for it."""
+    fence = fenced(torch.randn(2, 3), HOME, "padded")
+
+    def beyond_(tensor: Tensor) -> None:
+        tensor.as_strided((1,), (1,), tensor.storage_offset() - 1).fill_(7.0)
+
+    carried(beyond_, HOME)(fence)
+    assert fence.as_strided((1,), (1,), fence.storage_offset() - 1).item() == 7.0
+    assert not fence.isnan().any()
+
+
+def test_arguments_of_one_storage_keep_each_others_changes() -> None:
+    whole = torch.zeros(4)
+
+    def fill_(first: Tensor, second: Tensor) -> None:
+        first.fill_(1.0)
+        second.fill_(2.0)
+
+    carried(fill_, HOME)(whole[:2], whole[2:])
+    assert whole.tolist() == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_a_result_that_lies_in_an_argument_does_so_here() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    found = carried(lambda t: t.t()[1:], HOME)(x)
+    assert found.data_ptr() == x.data_ptr() + 4
+    assert torch.equal(found, x.t()[1:])
+
+
 def test_gradients_come_back() -> None:
     x = torch.arange(3.0, requires_grad=True)
     devices: list[Any] = []

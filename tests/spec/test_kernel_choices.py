@@ -8,7 +8,15 @@ import pytest
 from bench.proving.subject import IN_FLOAT16
 from bench.spec.kernel_choices import kernel_choices
 from bench.spec.plan import model_config
-from kernels.choices import IMPLEMENTATIONS, OPTIMIZER_OPS, REFERENCE, dtype_given, provable, runs_in
+from kernels.choices import (
+    IMPLEMENTATIONS,
+    NOT_ON_MPS,
+    OPTIMIZER_OPS,
+    REFERENCE,
+    dtype_given,
+    provable,
+    runs_in,
+)
 from tests.spec.recipes import CPU, H100X8, plan, recipe
 
 FLOAT16 = "[precision]\ncompute = 'float16'\n"
@@ -65,10 +73,27 @@ def test_what_takes_another_dtype_is_refused(name: str, compute: str) -> None:
     ]
 
 
+MAC = msgspec.structs.replace(CPU, device_kind="mps")
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float32", "float16"])
+def test_what_a_mac_cannot_is_never_chosen_nor_proved_there(compute: str) -> None:
+    made = recipe(f"{EVERY_OP}[precision]\ncompute = '{compute}'\n")
+    choices = kernel_choices(made, model_config(made), "mps")
+    assert not {choice.implementation for choice in choices} & set(NOT_ON_MPS)
+    assert not {name for op in IMPLEMENTATIONS for name in provable(op, "mps")} & set(NOT_ON_MPS)
+
+
+def test_fp8_is_refused_on_a_mac() -> None:
+    assert (
+        "precision.fp8 on mps: no Mac multiplies fp8"
+        in plan("[precision]\nfp8 = 'tensorwise'\n", MAC).refusals
+    )
+
+
 def test_sdpa_is_not_for_a_mac() -> None:
-    mac = msgspec.structs.replace(CPU, device_kind="mps")
     asked = "[kernels]\nattention = 'sdpa'\n[precision]\ncompute = 'float32'\n"
-    assert "kernels.attention: sdpa is not for MPS; leave it to the plan" in plan(asked, mac).refusals
+    assert "kernels.attention: sdpa is not for MPS; leave it to the plan" in plan(asked, MAC).refusals
     assert "sdpa" not in provable("attention", "mps")
     assert "sdpa" in provable("attention", "cpu")
 
