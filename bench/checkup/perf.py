@@ -121,7 +121,9 @@ def matmul_rate(device: Device, dtype: torch.dtype) -> Spread:
 
 def _training(plan: Plan, device: Device, prepared: Prepared, num_steps: int) -> tuple[float, list[float]]:
     """(seconds until the first step can start, seconds of each step), real batches and optimizer included."""
-    trainer = build_trainer(plan, device.torch_device, device.compute_dtype("bfloat16"), SEED)
+    trainer = build_trainer(
+        plan, device.torch_device, device.compute_dtype(plan.recipe.precision.compute), SEED
+    )
     shape = (plan.device_sequences, plan.model.sequence_length)
     (first_s,) = _timed(lambda: warm_up(trainer, *shape, device.torch_device), 1)
     release_garbage()
