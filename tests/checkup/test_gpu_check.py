@@ -114,7 +114,7 @@ def test_every_file_holds_its_figures(space: Workspace, proofs: list[str]) -> No
     chosen, plain = found["training"].contenders
     assert not chosen.failure + plain.failure
     assert set(plain.kernels.values()) == {REFERENCE}
-    assert chosen.kernels == {choice.op: choice.implementation for choice in choose("cpu")}
+    assert chosen.kernels == {choice.op: choice.implementation for choice in choose("cpu", dtype="float32")}
     assert (chosen.rows_at_once, plain.rows_at_once) == (4, 2)
     assert chosen.tokens_per_s.least > 0
     assert chosen.peak_bytes is not None
